@@ -1,0 +1,90 @@
+"""`yolo-os MODE key=value ...`: find the mode, read its keys, run it, and say errors in one line.
+
+Help, the version and a mistyped mode or key are answered without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType
+
+from yolo_os import __version__
+from yolo_os.errors import UserError
+from yolo_os.keys import parse_pairs
+
+# Each mode is a module of `yolo_os.modes` with KEYS, EXAMPLES and run(options); the line is its help.
+MODES = {
+    "inspect": "the prediction layers of a model, and whether a shift can do anything to them",
+    "shift": "move a trained detector's prediction layers to the least norm, and report what that did",
+    "val": "PASCAL VOC mAP by the devkit's own rules, of a model or of detection files",
+    "voc": "make an Ultralytics data set from a VOCdevkit",
+    "demo": "shift the detector that comes with the package, before and after",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 unforeseen error, 2 bad input, 130 interrupted)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"yolo-os: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("yolo-os: interrupted; what was finished before is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"yolo-os: unforeseen {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("help", "--help", "-h"):
+        print(_help(words[1:]))
+        return 0
+    if words[0] in ("version", "--version", "-V"):
+        print(__version__)
+        return 0
+    module = _mode(words[0])
+    if {"--help", "-h", "help"} & set(words[1:]):
+        print(_help(words[:1]))
+        return 0
+    code: int = module.run(parse_pairs(words[1:], module.KEYS))
+    return code
+
+
+def _mode(name: str) -> ModuleType:
+    if name not in MODES:
+        near = get_close_matches(name, list(MODES))
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"unknown mode '{name}'{hint} (modes: {', '.join(MODES)}; yolo-os --help)")
+    return importlib.import_module(f"yolo_os.modes.{name}")
+
+
+def _help(modes: list[str]) -> str:
+    if not modes:
+        lines = ["usage: yolo-os MODE key=value ...", ""]
+        lines += [f"  {name:<8} {line}" for name, line in MODES.items()]
+        lines += ["", "yolo-os MODE --help     the keys of a mode", "yolo-os --version", "--debug                 show the traceback of an error"]
+        return "\n".join(lines)
+    module = _mode(modes[0])
+    lines = [f"yolo-os {modes[0]}: {MODES[modes[0]]}", ""]
+    width = max(len(key.name) for key in module.KEYS)
+    for key in module.KEYS:
+        default = "required" if key.required else f"default {key.default}"
+        text = f"{key.help} [{default}]"
+        lines += textwrap.wrap(text, 110, initial_indent=f"  {key.name:<{width}}  ", subsequent_indent=" " * (width + 4))
+    lines += ["", "examples:", *(f"  {example}" for example in module.EXAMPLES)]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The modes of the command line, a module each: KEYS, EXAMPLES, run(options). Heavy imports stay inside run."""
