@@ -246,7 +246,7 @@ def evaluate_voc(
 def average_precisions(matches: Matches, recall_points: Floats) -> tuple[Floats, Floats]:
     """AP and AP07 of every class, shape (num_classes,) each; nan where the class has no box to be found."""
     ap, ap07 = np.full((2, matches.num_classes), np.nan)
-    for index in np.flatnonzero(matches.npos):
+    for index in np.flatnonzero(matches.npos).tolist():
         ranks = np.flatnonzero(matches.det_true[matches.of_class(index)]) + 1
         # Precision peaks at true positives and recall rises at them only, so the rest of the curve is not needed.
         found = np.arange(1, len(ranks) + 1)
@@ -358,7 +358,7 @@ def _stable_order(labels: Integers) -> Integers:
 
 
 def _order_falling(scores: Floats) -> Integers:
-    """The order by falling score, equal ones as they stand: the stable sort, which is slow, only where some are equal."""
+    """The order by falling score, equal ones as they stand; the stable sort is slower and only needed for those."""
     falling = -scores
     order = np.argsort(falling)
     ordered = falling[order]
