@@ -1,3 +1,41 @@
-"""Optimum shifting for YOLO detectors (arXiv 2405.14111)."""
+"""Optimum shifting for YOLO detectors (arXiv 2405.14111): the same outputs from the least-norm prediction layers.
+
+Names are imported when they are first used, so that what needs no torch starts without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from yolo_os.errors import UserError as UserError
+    from yolo_os.heads import PredictionLayer as PredictionLayer
+    from yolo_os.heads import prediction_layers as prediction_layers
+    from yolo_os.recipe import ShiftRecipe as ShiftRecipe
+    from yolo_os.report import ShiftReport as ShiftReport
+    from yolo_os.shift import shift_ as shift_
+    from yolo_os.voc import evaluate_voc as evaluate_voc
+
+_HOMES = {
+    "PredictionLayer": "heads",
+    "ShiftRecipe": "recipe",
+    "ShiftReport": "report",
+    "UserError": "errors",
+    "evaluate_voc": "voc",
+    "prediction_layers": "heads",
+    "shift_": "shift",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'yolo_os' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"yolo_os.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

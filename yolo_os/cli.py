@@ -77,7 +77,12 @@ def _help(modes: list[str]) -> str:
     if not modes:
         lines = ["usage: yolo-os MODE key=value ...", ""]
         lines += [f"  {name:<8} {line}" for name, line in MODES.items()]
-        lines += ["", "yolo-os MODE --help     the keys of a mode", "yolo-os --version", "--debug                 show the traceback of an error"]
+        lines += [
+            "",
+            "yolo-os MODE --help     the keys of a mode",
+            "yolo-os --version",
+            "--debug                 show the traceback of an error",
+        ]
         return "\n".join(lines)
     module = _mode(modes[0])
     lines = [f"yolo-os {modes[0]}: {MODES[modes[0]]}", ""]
@@ -85,6 +90,8 @@ def _help(modes: list[str]) -> str:
     for key in module.KEYS:
         default = "required" if key.required else f"default {key.default}"
         text = f"{key.help} [{default}]"
-        lines += textwrap.wrap(text, 110, initial_indent=f"  {key.name:<{width}}  ", subsequent_indent=" " * (width + 4))
+        lines += textwrap.wrap(
+            text, 110, initial_indent=f"  {key.name:<{width}}  ", subsequent_indent=" " * (width + 4)
+        )
     lines += ["", "examples:", *(f"  {example}" for example in module.EXAMPLES)]
     return "\n".join(lines)

@@ -36,6 +36,7 @@ class Key:
         help: one sentence for the help page and the reference.
         required: whether the mode cannot run without it.
         choices: the values allowed, where they are few.
+        filled: whether the default stands in for a key that is not given; if not, the key is left out of the options.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Key:
     help: str
     required: bool = False
     choices: tuple[str, ...] = ()
+    filled: bool = True
 
     def check(self, value: Any) -> Any:
         """The value, converted where that loses nothing (a number where text is wanted, an int for a float).
@@ -52,7 +54,9 @@ class Key:
             UserError: naming the key, what it takes and what it got.
         """
         if self.choices and value not in self.choices and not (value is None and type(None) in self.types):
-            raise UserError(f"{self.name}={value}: use one of {', '.join(self.choices)}{_did_you_mean(value, self.choices)}")
+            raise UserError(
+                f"{self.name}={value}: use one of {', '.join(self.choices)}{_did_you_mean(value, self.choices)}"
+            )
         if isinstance(value, bool) and bool not in self.types and str not in self.types:
             raise UserError(f"{self.name}={value}: takes {self._wanted()}")
         if isinstance(value, self.types):
@@ -70,7 +74,7 @@ class Key:
 
 
 def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
-    """Values by key, defaults filled in, from the words after the mode.
+    """Values by key, defaults filled in for the keys that want it, from the words after the mode.
 
     Raises:
         UserError: for a word that is no `key=value`, an unknown key (with the nearest known ones), a key given twice,
@@ -81,8 +85,7 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
     for word in _join_spaced(words):
         name, equals, text = (part.strip() for part in word.partition("="))
         name = name.removeprefix("--")
-        if name not in known:
-            raise UserError(f"unknown key '{name}'{_did_you_mean(name, known)}")
+        reject_unknown([name], known)
         key = known[name]
         if not equals:
             if key.types != (bool,):
@@ -96,7 +99,19 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
     for key in known.values():
         if key.required and key.name not in given:
             raise UserError(f"{key.name}=... is missing: {key.help}")
-    return {name: given.get(name, key.default) for name, key in known.items()}
+    return {name: given.get(name, key.default) for name, key in known.items() if name in given or key.filled}
+
+
+def reject_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known.
+
+    Raises:
+        UserError: naming the first unknown one, and the nearest known ones.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown key '{name}'{_did_you_mean(name, known)}")
 
 
 def parse_value(text: str) -> Any:

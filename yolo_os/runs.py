@@ -25,14 +25,16 @@ def run_folder(mode: str, options: dict[str, Any]) -> Path:
     Raises:
         UserError: if the folder cannot be made.
     """
-    base = Path(options["project"] or Path("runs") / mode) / options["name"]
+    base: Path = Path(options["project"] or Path("runs") / mode) / options["name"]
     folder, number = base, 2
     while folder.exists() and not options["exist_ok"]:
         folder, number = base.with_name(f"{base.name}{number}"), number + 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the run folder {folder}: {error.strerror}; choose another with project=") from None
+        raise UserError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another with project="
+        ) from None
     return folder
 
 

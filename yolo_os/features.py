@@ -1,0 +1,220 @@
+"""Features of anchor points: captured from a forward pass, sampled or summed, never kept whole.
+
+A prediction layer's input is held as (B, m, P): B images, m features, P anchor points per image (a feature map's
+H * W, or a transformer's queries); column p of image b is one row of A. Whatever the number of images, what is kept
+is bounded: `samples` rows, or one m x m matrix. Nothing leaves the device, and no batch waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from yolo_os.heads import Head, PredictionLayer
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What is known of the anchor points of one group in one batch, besides their features.
+
+    Attributes:
+        score: (B, P), the largest class probability at each point; None where the head has no scores.
+        label: (B, P), the class that the training loss assigns to each point, -1 for background; None without labels.
+    """
+
+    score: Tensor | None = None
+    label: Tensor | None = None
+
+
+class Collector(Protocol):
+    """Takes in the features of one layer batch by batch and keeps what a solve needs."""
+
+    count: int
+
+    def add(self, features: Tensor, anchors: Anchors) -> None:
+        """Take in one batch: features (B, m, P)."""
+
+    def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """The sum over all rows a taken in of ||a @ weight + bias||^2; weight (m, n), bias (n,)."""
+
+
+@contextmanager
+def capture(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Note the last input and output of modules while the block runs; hooks are removed however it ends.
+
+    Yields:
+        A dictionary, filled by each forward pass, from module to (input, output). Clear it between batches: it holds
+        references to whole feature maps, not copies.
+    """
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen[module] = (inputs[0].detach(), output.detach())
+
+    handles = [module.register_forward_hook(note) for module in dict.fromkeys(modules)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_columns(tensor: Tensor) -> Tensor:
+    """A feature map (B, C, H, W) or queries (B, P, C) as (B, C, P), without a copy."""
+    return tensor.flatten(2) if tensor.ndim == 4 else tensor.transpose(1, 2)
+
+
+def anchors_of(
+    head: Head, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], labels: Mapping[str, Tensor]
+) -> dict[str, Anchors]:
+    """Scores and labels of the anchor points, by group, from one captured forward pass.
+
+    Args:
+        head: the head that ran.
+        seen: what `capture` noted of its scorers.
+        labels: by branch, (B, anchors of all levels) assigned classes, -1 for background (see `TrainingLoss`).
+    """
+    scores = {
+        group: as_columns(seen[scorer][1]).amax(1).sigmoid() for group, scorer in head.scorers.items() if scorer in seen
+    }
+    split: dict[str, Tensor] = {}
+    for branch, label in labels.items():
+        groups = [group for group in scores if group.startswith(branch) and group[len(branch) :].isdigit()]
+        sizes = [scores[group].shape[1] for group in groups]
+        if sum(sizes) == label.shape[1]:
+            split.update(zip(groups, torch.split(label, sizes, dim=1)))
+    return {group: Anchors(score, split.get(group)) for group, score in scores.items()}
+
+
+class RowSample:
+    """A sample of at most `size` rows, the same as if all rows had been there at once to choose from.
+
+    Every row draws a random key; the rows with the largest keys stay (reservoir sampling with priorities). With
+    key = log(u) / w the sample is one without replacement with chances proportional to w (Efraimidis and Spirakis,
+    2006): w = 1 for `uniform`, the largest class probability for `foreground` and `balanced`. `balanced` takes turns
+    over classes: the best-keyed row of every class that occurs, then every second-best, and so on; background comes
+    last. A row's class is the one that the training loss assigns, or without labels is not known and `balanced`
+    falls back to `foreground`.
+    """
+
+    def __init__(self, size: int, sampling: str, seed: int, name: str) -> None:
+        self.size = size
+        self.sampling = sampling
+        self.drawn = "uniform"  # what the sampling came to: foreground needs scores, balanced needs labels too
+        self.count = 0
+        self._seed = (seed << 32) ^ zlib.crc32(name.encode())  # layers draw independently, and each the same again
+        self._generator: torch.Generator | None = None
+        self._rows: Tensor | None = None  # (k, m)
+        self._keys: Tensor | None = None  # (k,)
+        self._labels: Tensor | None = None  # (k,), -1 for background
+
+    @property
+    def rows(self) -> Tensor:
+        """The sample, (at most `size`, m), in the precision of the features."""
+        return torch.empty(0, 0) if self._rows is None else self._rows
+
+    def add(self, features: Tensor, anchors: Anchors) -> None:
+        """Take in one batch: features (B, m, P)."""
+        images, _, points = features.shape
+        self.count += images * points
+        if self._generator is None:
+            self._generator = torch.Generator(features.device).manual_seed(self._seed)
+        uniform = torch.rand(images * points, generator=self._generator, device=features.device)
+        keys = uniform.clamp(min=1e-30).log()
+        if self.sampling != "uniform" and anchors.score is not None and anchors.score.shape == (images, points):
+            keys = keys / anchors.score.flatten().to(keys.dtype).clamp(min=1e-12)
+            self.drawn = "foreground"
+        labels = torch.full((images * points,), -1, device=features.device)
+        if self.sampling == "balanced" and anchors.label is not None:
+            labels = anchors.label.flatten().to(labels.dtype)
+            self.drawn = "balanced"
+        best = self._best(keys, labels)
+        rows = features[torch.div(best, points, rounding_mode="floor"), :, best % points]
+        keys, labels = keys[best], labels[best]
+        if self._rows is not None and self._keys is not None and self._labels is not None:
+            rows, keys, labels = (
+                torch.cat(pair) for pair in ((self._rows, rows), (self._keys, keys), (self._labels, labels))
+            )
+            best = self._best(keys, labels)
+            rows, keys, labels = rows[best], keys[best], labels[best]
+        self._rows, self._keys, self._labels = rows, keys, labels
+
+    def _best(self, keys: Tensor, labels: Tensor) -> Tensor:
+        """Indices of the `size` rows to keep, best first.
+
+        Exact in a stream: a row dropped had `size` rows before it in the order (turn, key), later rows only push a
+        row's turn back, and never thin out the turns before it.
+        """
+        if self.sampling != "balanced":
+            return keys.topk(min(self.size, len(keys))).indices
+        order = keys.argsort(descending=True)
+        order = order[labels[order].argsort(stable=True)]  # by class, best key first
+        by_class = labels[order]
+        starts = torch.searchsorted(by_class, by_class)  # where the class begins
+        turn = torch.arange(len(order), device=order.device) - starts
+        turn = torch.where(by_class < 0, turn + len(order), turn)  # background after all turns of all classes
+        sorted_keys = keys[order].argsort(descending=True)
+        final = sorted_keys[turn[sorted_keys].argsort(stable=True)]
+        return order[final[: self.size]]
+
+    def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """The sum over the sampled rows a of ||a @ weight + bias||^2."""
+        outputs = self.rows.to(weight) @ weight + (0.0 if bias is None else bias)
+        return float(outputs.square().sum())
+
+
+class Gram:
+    """A^T A of all rows, with their number and sum, in float64: O(m^2) memory for any number of images."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._matrix: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def add(self, features: Tensor, anchors: Anchors) -> None:
+        """Take in one batch: features (B, m, P)."""
+        del anchors  # every row counts the same
+        self.count += features.shape[0] * features.shape[2]
+        where = "cpu" if features.device.type == "mps" else features.device  # MPS has no float64
+        for image in features:  # one image at a time: a copy in float64 of a whole batch would be its largest tensor
+            columns = image.to(where, torch.float64)
+            if self._matrix is None or self._sum is None:
+                self._matrix = columns.new_zeros(len(columns), len(columns))
+                self._sum = columns.new_zeros(len(columns))
+            self._matrix.addmm_(columns, columns.T)
+            self._sum += columns.sum(1)
+
+    @property
+    def matrix(self) -> Tensor:
+        """A^T A, (m, m), float64."""
+        return torch.zeros(0, 0, dtype=torch.float64) if self._matrix is None else self._matrix
+
+    def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """The sum over all rows a of ||a @ weight + bias||^2."""
+        if self._matrix is None or self._sum is None:
+            return 0.0
+        weight = weight.to(self._matrix)
+        total = (weight * (self._matrix @ weight)).sum()
+        if bias is not None:
+            bias = bias.to(self._matrix)
+            total = total + 2 * (self._sum @ weight @ bias) + self.count * bias.square().sum()
+        return max(float(total), 0.0)
+
+
+def relative_change(collector: Collector, before: Tensor, after: Tensor, bias_change: Tensor | None = None) -> float:
+    """||Z' - Z|| / ||Z|| over the rows of a collector, Z = A V the outputs without their bias; nan without rows."""
+    size = collector.energy(before)
+    change = collector.energy(after - before, bias_change)
+    return math.sqrt(change / size) if size > 0 else (math.nan if collector.count == 0 else math.inf if change else 0.0)
+
+
+def features_of(layer: PredictionLayer, seen: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Tensor | None:
+    """A layer's input in one captured pass, (B, m, P); None if the layer did not run."""
+    return as_columns(seen[layer.module][0]) if layer.module in seen else None

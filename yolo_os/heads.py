@@ -1,0 +1,234 @@
+"""Find the prediction layers of a YOLO head: the last linear layers, which the shift acts on.
+
+Heads are known by their attributes, not by their classes, so nothing of Ultralytics is imported. Scanning for "all
+1x1 convolutions" would be wrong: most of those feed a BatchNorm, and equal norm is then not equal function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from yolo_os.errors import UserError
+
+SUPPORTED = (
+    "Detect, Segment, Pose and OBB heads of YOLOv3u to YOLO26 (also end-to-end ones), RT-DETR, YOLO-World and YOLOE "
+    "(without their embedding layers), and anchor-based YOLOv5"
+)
+
+_EMBEDDING = (
+    "its outputs are embeddings that a contrastive head normalises and compares with text: outputs equal up to the "
+    "least norm are not equal class scores"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionLayer:
+    """One last linear layer of a head, read as A V = Z with one row of A per anchor point.
+
+    Attributes:
+        name: within the head, such as `cv3.0` or `one2one_cv2.1`.
+        role: `box`, `cls`, `mask`, `keypoint`, `angle`, or `joint` (anchor-based YOLOv5, all in one layer).
+        module: the 1x1 `nn.Conv2d` or `nn.Linear`.
+        level: index of the feature map it reads (of the decoder layer, for RT-DETR).
+        stride: input pixels per anchor point; None where points are queries.
+        group: layers of one group read the same anchor points, so they share scores and labels.
+        refused: why it can't be shifted; None for a layer that can.
+    """
+
+    name: str
+    role: str
+    module: nn.Conv2d | nn.Linear
+    level: int
+    stride: float | None
+    group: str
+    refused: str | None = None
+
+    @property
+    def in_features(self) -> int:
+        """m, the length of a row of A."""
+        return int(self.module.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """n, the outputs per anchor point."""
+        return int(self.module.weight.shape[0])
+
+    @property
+    def matrix(self) -> Tensor:
+        """V, (m, n): a view of the module's weight."""
+        return self.module.weight.detach().flatten(1).T
+
+
+@dataclass(frozen=True)
+class Head:
+    """What was found in a model.
+
+    Attributes:
+        kind: class name of the head, such as `Detect`.
+        layers: the layers that can be shifted.
+        refused: prediction layers that can't, each with its reason.
+        scorers: by group, the module whose output, squashed by a sigmoid, is the class probability of each anchor.
+        branches: names of the head's branches in the order in which a training loss runs over them.
+    """
+
+    kind: str
+    layers: tuple[PredictionLayer, ...]
+    refused: tuple[PredictionLayer, ...] = ()
+    scorers: Mapping[str, nn.Module] = field(default_factory=dict)
+    branches: tuple[str, ...] = ("",)
+
+
+def prediction_layers(model: Any) -> list[PredictionLayer]:
+    """The layers of a model that can be shifted, in the order of the head.
+
+    Args:
+        model: an Ultralytics `YOLO` or `RTDETR`, its `DetectionModel` (fused or not), or one of these wrapped by
+            `DistributedDataParallel`, `DataParallel` or `torch.compile`.
+
+    Raises:
+        UserError: if the model has no head that can be shifted; names the head and what is supported.
+    """
+    return list(find_head(model).layers)
+
+
+def find_head(model: Any) -> Head:
+    """The head of a model with its prediction layers, those refused, and its scorers; see `prediction_layers`."""
+    layers: Any = unwrap(model).model
+    head = layers[-1]
+    kind = type(head).__name__
+    if hasattr(head, "dec_score_head"):
+        found = _rtdetr(head, kind)
+    elif hasattr(head, "cv2") and hasattr(head, "cv3"):
+        found = _anchor_free(head, kind)
+    elif hasattr(head, "m") and hasattr(head, "na"):
+        found = _anchor_based(head, kind)
+    else:
+        raise UserError(f"a {kind} head has no prediction layers that can be shifted; supported: {SUPPORTED}")
+    if not found.layers:
+        raise UserError(
+            f"no layer of this {kind} head can be shifted: "
+            f"{found.refused[0].refused if found.refused else 'it is empty'}"
+        )
+    return found
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The bare model, whose `.model` is a Sequential that ends in the head, from any wrapping of it.
+
+    Raises:
+        UserError: if there is none inside.
+    """
+    inner = model
+    while not (isinstance(inner, nn.Module) and isinstance(getattr(inner, "model", None), nn.Sequential)):
+        for attribute in ("_orig_mod", "module", "model"):
+            if isinstance(getattr(inner, attribute, None), nn.Module):
+                inner = getattr(inner, attribute)
+                break
+        else:
+            raise UserError(
+                f"{type(model).__name__} is no Ultralytics model: "
+                "pass a YOLO, RTDETR or DetectionModel made from PyTorch weights"
+            )
+    return inner
+
+
+def _anchor_free(head: Any, kind: str) -> Head:
+    roles = {
+        "cv2": "box",
+        "cv3": "cls",
+        "cv4": _role_of_cv4(head),
+        "cv4_kpts": "keypoint",
+        "cv4_sigma": "keypoint",
+        "cv5": "mask",
+    }
+    layers: list[PredictionLayer] = []
+    scorers: dict[str, nn.Module] = {}
+    branches = []
+    for branch in ("", "one2one_"):
+        if getattr(head, f"{branch}cv2", None) is None:  # no such branch, or removed by fusing
+            continue
+        branches.append(branch)
+        contrastive = _contrastive(getattr(head, f"{branch}cv4", None))
+        for attribute, role in roles.items():
+            towers = getattr(head, branch + attribute, None)
+            if role is None or towers is None or (attribute == "cv4" and contrastive):
+                continue
+            for level, tower in enumerate(towers):
+                layer = _layer(
+                    f"{branch}{attribute}.{level}", role, tower, level, _stride(head, level), f"{branch}{level}"
+                )
+                if layer is None:
+                    continue
+                embeds = role == "cls" and (contrastive or hasattr(head, "lrpc"))
+                layers.append(layer if not embeds else _refuse(layer, _EMBEDDING))
+                if role == "cls":
+                    scorers[layer.group] = getattr(head, f"{branch}cv4")[level] if contrastive else layer.module
+    return Head(
+        kind,
+        tuple(layer for layer in layers if layer.refused is None),
+        tuple(layer for layer in layers if layer.refused is not None),
+        scorers,
+        tuple(branches),
+    )
+
+
+def _role_of_cv4(head: Any) -> str | None:
+    """`cv4` means another thing in each head: told apart by what only that head has."""
+    if hasattr(head, "kpt_shape"):
+        return "keypoint"
+    if hasattr(head, "ne"):
+        return "angle"
+    return "mask" if hasattr(head, "nm") and not hasattr(head, "cv5") else None
+
+
+def _contrastive(towers: Iterable[nn.Module] | None) -> bool:
+    """Whether `cv4` compares with text; its scale goes when a YOLOE's text is fused into cv3, which is then linear."""
+    return towers is not None and any(hasattr(tower, "logit_scale") for tower in towers)
+
+
+def _stride(head: Any, level: int) -> float | None:
+    stride = getattr(head, "stride", None)
+    return float(stride[level]) if isinstance(stride, Tensor) and len(stride) > level else None
+
+
+def _rtdetr(head: Any, kind: str) -> Head:
+    decoder = enumerate(zip(head.dec_score_head, head.dec_bbox_head))
+    candidates = [
+        _layer("enc_score_head", "cls", head.enc_score_head, 0, None, "encoder"),
+        _layer("enc_bbox_head", "box", head.enc_bbox_head, 0, None, "queries"),
+    ]
+    for level, (score, box) in decoder:
+        candidates.append(_layer(f"dec_score_head.{level}", "cls", score, level, None, "queries"))
+        candidates.append(_layer(f"dec_bbox_head.{level}", "box", box, level, None, "queries"))
+    layers = tuple(layer for layer in candidates if layer is not None)
+    # In eval mode only one decoder layer is scored, and a query keeps its index through all of them.
+    scored = head.decoder.eval_idx
+    scorers: dict[str, nn.Module] = {"encoder": head.enc_score_head, "queries": head.dec_score_head[scored]}
+    return Head(kind, layers, (), scorers)
+
+
+def _anchor_based(head: Any, kind: str) -> Head:
+    found = [_layer(f"m.{i}", "joint", conv, i, _stride(head, i), str(i)) for i, conv in enumerate(head.m)]
+    return Head(kind, tuple(layer for layer in found if layer is not None))
+
+
+def _layer(name: str, role: str, tower: Any, level: int, stride: float | None, group: str) -> PredictionLayer | None:
+    """The layer at the end of a tower; None for a tower that ends in no linear layer (Pose26's `cv4`)."""
+    last = tower.layers[-1] if hasattr(tower, "layers") else tower  # RT-DETR's MLP
+    last = last[-1] if isinstance(last, nn.Sequential) else last
+    if isinstance(last, nn.Linear):
+        return PredictionLayer(name, role, last, level, stride, group)
+    if isinstance(last, nn.Conv2d):
+        layer = PredictionLayer(name, role, last, level, stride, group)
+        if last.kernel_size != (1, 1) or last.groups != 1:
+            return _refuse(layer, f"not a plain 1x1 convolution (kernel {last.kernel_size}, {last.groups} groups)")
+        return layer
+    return None
+
+
+def _refuse(layer: PredictionLayer, reason: str) -> PredictionLayer:
+    return PredictionLayer(layer.name, layer.role, layer.module, layer.level, layer.stride, layer.group, reason)

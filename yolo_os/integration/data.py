@@ -1,0 +1,169 @@
+"""Calibration images from whatever Ultralytics takes as `data=`, or from a VOCdevkit, through Ultralytics' loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_yolo_dataset
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.models.rtdetr.val import RTDETRDataset
+from ultralytics.nn.tasks import guess_model_task
+
+from yolo_os.errors import UserError
+from yolo_os.heads import find_head
+from yolo_os.recipe import ShiftRecipe
+
+
+class Batches:
+    """Batches of a fixed list of images, the same at every pass, without augmentation and letterboxed to a square.
+
+    Attributes:
+        images: how many images it draws on.
+        unreadable: files that could not be read, found so far; they are left out of their batch.
+    """
+
+    def __init__(self, dataset: YOLODataset, indices: list[int], batch: int, workers: int) -> None:
+        self.images = len(indices)
+        self.unreadable: set[str] = set()
+        self._loader = DataLoader(
+            Subset(_Readable(dataset), indices), batch, num_workers=workers, collate_fn=_collate_with(dataset)
+        )
+
+    def __len__(self) -> int:
+        """How many batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The batches in order."""
+        for batch, unreadable in self._loader:
+            self.unreadable.update(unreadable)
+            if batch is not None:
+                yield batch
+
+
+class _Readable(Dataset[Any]):
+    """Images of a data set; one that can't be read comes as its path, so that a pass does not end over it."""
+
+    def __init__(self, dataset: YOLODataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception:  # OpenCV, PIL and Ultralytics each raise their own for a damaged image
+            return str(self.dataset.im_files[index])
+
+
+class _collate_with:
+    """Collate as the data set does, the unreadable images set aside; a class, so that workers can pickle it."""
+
+    def __init__(self, dataset: YOLODataset) -> None:
+        self.collate = dataset.collate_fn
+
+    def __call__(self, items: list[Any]) -> tuple[dict[str, Any] | None, list[str]]:
+        readable = [item for item in items if not isinstance(item, str)]
+        return (self.collate(readable) if readable else None), [item for item in items if isinstance(item, str)]
+
+
+def calibration_batches(
+    model: nn.Module,
+    data: str | Path,
+    recipe: ShiftRecipe,
+    *,
+    split: str = "train",
+    imgsz: int | None = None,
+    batch: int = 16,
+    workers: int = 0,
+) -> tuple[Batches, Batches]:
+    """Batches to shift on, and others to check on, drawn at random by the recipe's seed from one split.
+
+    Where the split has fewer images than the recipe asks for, a quarter of it at most is held out.
+
+    Args:
+        model: the bare model, whose task says which labels are read.
+        data: a data set's YAML (or its shipped name), a folder that holds one, or a VOCdevkit folder.
+        recipe: says how many images and the seed.
+        split: train, val or test.
+        imgsz: in pixels; that of the model's training if None.
+        batch: images per batch.
+        workers: loader processes.
+
+    Raises:
+        UserError: if there is no such data set or split, or none of its images can be read.
+    """
+    dataset = open_dataset(model, data, split, imgsz, batch)
+    total = len(dataset)
+    held_out = min(recipe.held_out, total // 4) if total < recipe.images + recipe.held_out else recipe.held_out
+    used = min(recipe.images, total - held_out)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    return (
+        Batches(dataset, order[:used], batch, workers),
+        Batches(dataset, order[used : used + held_out], batch, workers),
+    )
+
+
+def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | None, batch: int) -> YOLODataset:
+    """The images and labels of one split, as Ultralytics' validator would open them.
+
+    Raises:
+        UserError: if there is no such data set or split, or it holds no readable image.
+    """
+    untyped: Any = model
+    args = dict(untyped.args) if isinstance(getattr(model, "args", None), Mapping) else {}
+    size = int(imgsz or args.get("imgsz") or 640)
+    stride = max(int(untyped.stride.max()), 32)
+    if size < stride or size % stride:
+        raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
+    described = describe(data, split)
+    single = bool(args.get("single_cls"))
+    known = getattr(untyped.model[-1], "nc", None)
+    if known not in (None, 1 if single else len(described["names"])):
+        raise UserError(
+            f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
+        )
+    overrides = {"task": getattr(model, "task", None) or guess_model_task(model), "imgsz": size, "rect": False}
+    cfg = get_cfg(overrides={**overrides, "single_cls": single})
+    try:
+        if find_head(model).kind == "RTDETRDecoder":
+            return RTDETRDataset(
+                img_path=described[split],
+                imgsz=size,
+                batch_size=batch,
+                augment=False,
+                hyp=cfg,
+                rect=False,
+                data=described,
+            )
+        return build_yolo_dataset(cfg, described[split], batch, described, mode="val", rect=False, stride=stride)
+    except Exception as error:  # Ultralytics raises anything from AssertionError to SyntaxError here
+        raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
+
+
+def describe(data: str | Path, split: str) -> dict[str, Any]:
+    """A data set's description with absolute paths; nothing is downloaded.
+
+    Raises:
+        UserError: if there is no such data set or split.
+    """
+    from yolo_os.voc.dataset import dataset_for, is_devkit
+
+    source = Path(data)
+    if source.is_dir() and is_devkit(source):
+        source = dataset_for(source)
+    try:
+        described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
+    except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
+        raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
+    if not described.get(split):
+        raise UserError(f"data={data}: it has no split '{split}'")
+    return described

@@ -1,0 +1,120 @@
+"""A model's own training loss, evaluated without training, and the targets that it assigns on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Without these a batch holds no targets, and no loss can be taken of it.
+LABEL_KEYS = ("batch_idx", "cls", "bboxes")
+
+
+@dataclass
+class LossMean:
+    """A running mean over images of the loss and its terms, summed on the device: reading it is the one wait."""
+
+    images: int = 0
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, terms: Mapping[str, Tensor], images: int) -> None:
+        """Take in the mean terms of a batch of `images` images."""
+        self.images += images
+        for name, value in terms.items():
+            value = value.detach().double() if value.device.type != "mps" else value.detach()
+            self._sums[name] = self._sums.get(name, 0.0) + value * images
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term, `total` first; empty if nothing was taken in."""
+        return {name: float(value) / self.images for name, value in self._sums.items()}
+
+
+class TrainingLoss:
+    """The loss that a model was trained with, on one batch at a time: all terms, with their gains.
+
+    It is the number to watch after a shift, so it is the true one: the model's own criterion with the gains in
+    `model.args`, in eval mode and without augmentation when the caller's model and data are.
+
+    Attributes:
+        missing: why no loss can be taken of this model; None if it can.
+        labels: by branch of the head, (B, anchors) the class assigned to each anchor point in the batch just seen,
+            -1 for background; empty for losses that assign otherwise (RT-DETR matches queries).
+    """
+
+    def __init__(self, model: nn.Module, missing: str | None) -> None:
+        self.missing = missing
+        self.labels: dict[str, Tensor] = {}
+        self._model: Any = model
+
+    def __call__(self, batch: Mapping[str, Any], predictions: Any) -> dict[str, Tensor]:
+        """The terms of the loss on a batch, `total` first, per image.
+
+        Args:
+            batch: as Ultralytics' data loaders make it, preprocessed.
+            predictions: what the model returned for `batch["img"]`.
+        """
+        self.labels.clear()
+        loss, terms = self._model.loss(batch, predictions)
+        # The criteria of convolutional heads return their terms times the batch size; RT-DETR's returns the plain sum.
+        total = loss.sum() / len(batch["img"]) if loss.ndim else loss
+        return {"total": total, **{name.removesuffix("_loss"): value for name, value in terms.items()}}
+
+
+@contextmanager
+def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
+    """The training loss of a bare model (see `heads.unwrap`) for the length of a block; the model is left as it was."""
+    inner: Any = model
+    args = getattr(inner, "args", None)
+    given = dict(args) if isinstance(args, Mapping) else dict(vars(args)) if args is not None else {}
+    had_criterion, criterion = hasattr(inner, "criterion"), getattr(inner, "criterion", None)
+    loss = TrainingLoss(model, None)
+    hooks: list[Any] = []
+    try:
+        if not all(name in given for name in ("box", "cls", "dfl")):
+            loss.missing = "the model has no loss gains in its `args` (load it with YOLO(...) to have them)"
+        elif getattr(inner.model[-1], "cv2", inner) is None:
+            loss.missing = "the model is fused: the branch that its training loss needs is gone (take the unfused file)"
+        else:
+            inner.args = SimpleNamespace(**given)  # checkpoints hold a plain dict, criteria want attributes
+            inner.criterion = inner.init_criterion()
+            for branch, assigner in _assigners(inner.criterion):
+                hooks.append(assigner.register_forward_hook(_noting(loss.labels, branch)))
+        yield loss
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if args is not None:
+            inner.args = args
+        if hasattr(inner, "criterion"):
+            del inner.criterion  # first, so that a criterion that is a module leaves no entry among the modules
+        if had_criterion:
+            inner.criterion = criterion
+
+
+def has_labels(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch holds what a loss needs."""
+    return all(key in batch for key in LABEL_KEYS)
+
+
+def _assigners(criterion: Any) -> Iterable[tuple[str, nn.Module]]:
+    """The task-aligned assigners of a criterion, by branch of the head."""
+    branches = {"": getattr(criterion, "one2many", criterion), "one2one_": getattr(criterion, "one2one", None)}
+    for branch, loss in branches.items():
+        assigner = getattr(loss, "assigner", None)
+        if isinstance(assigner, nn.Module):
+            yield branch, assigner
+
+
+def _noting(labels: dict[str, Tensor], branch: str) -> Any:
+    """A hook that notes the classes an assigner gives out: -1 where an anchor point is background."""
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        target_labels, _, _, foreground, _ = output
+        labels[branch] = torch.where(foreground.bool(), target_labels.long(), -1)
+
+    return note

@@ -1,0 +1,118 @@
+"""`yolo-os shift`: shift a checkpoint's prediction layers, write it under a new name, report what that did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolo_os import __version__
+from yolo_os.errors import UserError
+from yolo_os.keys import Key
+from yolo_os.recipe import ShiftRecipe, recipe_keys
+from yolo_os.runs import RUN_KEYS, check_writable, run_folder, written_whole
+
+if TYPE_CHECKING:
+    from yolo_os.report import ShiftReport
+
+MODEL_KEYS = (
+    Key("model", (str,), None, "the checkpoint (.pt); it is never changed", required=True),
+    Key(
+        "trust",
+        (bool,),
+        False,
+        "unpickle a checkpoint with classes of neither torch nor Ultralytics, its code included",
+    ),
+)
+DATA_KEYS = (
+    Key("split", (str,), "train", "split of the data that the images are drawn from", choices=("train", "val", "test")),
+    Key("imgsz", (int, type(None)), None, "image size in pixels; None: that of the model's training"),
+    Key("batch", (int,), 16, "images per batch"),
+    Key("device", (str,), "", "cpu, 0, cuda:0, mps; a GPU where there is one if not given"),
+    Key("workers", (int,), 0, "loader processes"),
+)
+KEYS = (
+    *MODEL_KEYS,
+    Key("data", (str,), None, "data set YAML, its shipped name, or a VOCdevkit folder", required=True),
+    Key("out", (str,), None, "the shifted checkpoint; None: the model's name with -os, beside it"),
+    Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (os, sos, sos_paper)"),
+    *recipe_keys(),
+    *DATA_KEYS,
+    Key("json", (str,), None, "also write the report as JSON to this path"),
+    Key("plots", (bool,), True, "plot norm, drift and spectra"),
+    *RUN_KEYS,
+)
+EXAMPLES = (
+    "yolo-os shift model=best.pt data=my.yaml",
+    "yolo-os shift model=best.pt data=VOCdevkit layers=cls samples=48 out=best-os.pt",
+    "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
+)
+
+
+def run(options: dict[str, Any]) -> int:
+    """Shift as the keys say; the exit code."""
+    shift_checkpoint(options)
+    return 0
+
+
+def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
+    """Shift a checkpoint, write it and its report; the report and the path of the shifted checkpoint.
+
+    Raises:
+        UserError: for bad input, before anything is written.
+    """
+    recipe = recipe_from(options)
+    source = Path(options["model"])
+    out = Path(options["out"]) if options["out"] else source.with_name(f"{source.stem}-os.pt")
+    if out.suffix != ".pt":
+        raise UserError(f"out={out}: takes a name that ends in .pt, so that YOLO() opens it")
+    if source.exists() and out.exists() and out.samefile(source):
+        raise UserError(f"out={out} is the model itself: the input is never changed, choose another name")
+    for path in filter(None, (out, options["json"])):
+        check_writable(Path(path))
+
+    from yolo_os.heads import find_head
+    from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
+    from yolo_os.integration.data import calibration_batches
+    from yolo_os.integration.device import choose_device
+    from yolo_os.integration.progress import progress_bar
+    from yolo_os.shift import check_finite, plan, shift_
+
+    checkpoint = load_checkpoint(source, options["trust"])
+    plan(find_head(checkpoint.model), recipe)
+    check_finite(checkpoint.model)
+    device = choose_device(options["device"])
+    model = checkpoint.model.to(device)
+    loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
+    used, held_out = calibration_batches(model, options["data"], recipe, **loading)
+
+    with written_whole(out) as temporary:
+
+        def save_and_read_back() -> Any:
+            save_shifted(checkpoint, model, shift_record(checkpoint, recipe.to_dict(), __version__), temporary)
+            return load_checkpoint(temporary, options["trust"]).model.to(device)
+
+        report = shift_(model, used, recipe, held_out=held_out, reload=save_and_read_back, progress=progress_bar)
+    unreadable = sorted(used.unreadable | held_out.unreadable)
+    report = report.annotated(
+        str(checkpoint.precision).removeprefix("torch."),
+        [f"{len(unreadable)} images could not be read and were left out: {', '.join(unreadable[:3])}"]
+        if unreadable
+        else [],
+    )
+    folder = run_folder("shift", options)
+    (folder / "shift.log").write_text(
+        f"model={source} data={options['data']} out={out}\n\n{report}\n", encoding="utf-8"
+    )
+    for path in filter(None, (folder / "report.json", options["json"])):
+        report.save(path)
+    if options["plots"]:
+        report.plot(folder)
+    print(f"{report}\n\nshifted checkpoint: {out}\nreport and plots:   {folder}")
+    return report, out
+
+
+def recipe_from(options: dict[str, Any]) -> ShiftRecipe:
+    """The recipe file of the options, or the default recipe, with the recipe keys that were given in its place."""
+    given = {key.name: options[key.name] for key in recipe_keys() if key.name in options}
+    base = ShiftRecipe.from_yaml(options["recipe"]) if options["recipe"] else ShiftRecipe()
+    return base.replace(**given)

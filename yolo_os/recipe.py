@@ -1,0 +1,157 @@
+"""The recipe of a shift: every setting, validated when it is made, read from YAML and from `key=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolo_os.errors import UserError
+from yolo_os.keys import Key, reject_unknown
+from yolo_os.resources import resource
+
+METHODS = ("os", "sos")
+SAMPLINGS = ("uniform", "foreground", "balanced")
+ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
+
+
+def _setting(default: Any, types: tuple[type, ...], help: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"types": types, "help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ShiftRecipe:
+    """All settings of a shift.
+
+    Raises:
+        UserError: on construction, naming the setting, what it takes and what it got.
+    """
+
+    method: str = _setting(
+        "sos",
+        (str,),
+        "os: keep the outputs on all anchor points of the images; sos: keep them on a small sample",
+        METHODS,
+    )
+    samples: int | float = _setting(
+        0.75,
+        (int, float),
+        "sos: rows of A per layer, a whole number, or below 1 a share of the layer's input features m",
+    )
+    sampling: str = _setting(
+        "foreground",
+        (str,),
+        "sos: which anchor points; uniform as in the paper, foreground: drawn by their largest class probability, "
+        "balanced: foreground, taking turns over the classes that the training loss assigns",
+        SAMPLINGS,
+    )
+    layers: str = _setting(
+        "all",
+        (str,),
+        "which prediction layers: all, or a comma-separated list of roles (cls, box, mask, keypoint, angle, joint) "
+        "and name patterns (cv3.*, one2one_cv2.0)",
+    )
+    images: int = _setting(256, (int,), "calibration images, drawn from the data split, whose features are used")
+    held_out: int = _setting(
+        128, (int,), "further images, not used for the shift, on which drift and loss are measured"
+    )
+    seed: int = _setting(0, (int,), "seed of the images drawn and of the anchor points sampled")
+    rtol: float | None = _setting(
+        None,
+        (float, type(None)),
+        "singular values of A below rtol times the largest count as zero; None: max(rows, m) * float32 rounding",
+    )
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        for key in recipe_keys():
+            object.__setattr__(self, key.name, key.check(getattr(self, key.name)))
+        _require(self.samples > 0, "samples", self.samples, "a whole number from 1, or a share of m between 0 and 1")
+        _require(
+            isinstance(self.samples, int) or self.samples < 1,
+            "samples",
+            self.samples,
+            "a share below 1, or a whole number",
+        )
+        _require(self.images >= 1, "images", self.images, "at least 1")
+        _require(self.held_out >= 0, "held_out", self.held_out, "at least 0")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2147483647")
+        _require(self.rtol is None or 0 < self.rtol < 1, "rtol", self.rtol, "a number between 0 and 1")
+        for word in self.words:
+            _require(
+                word == "all" or word in ROLES or any(c in word for c in ".*?["),
+                "layers",
+                word,
+                f"all, roles ({', '.join(ROLES)}) or patterns such as cv3.*",
+            )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The roles and patterns in `layers`."""
+        return tuple(word.strip() for word in self.layers.split(",") if word.strip())
+
+    def selects(self, name: str, role: str) -> bool:
+        """Whether `layers` names the layer of this name and role."""
+        return any(word in ("all", role) or fnmatchcase(name, word) for word in self.words)
+
+    def rows_for(self, features: int) -> int:
+        """How many rows a layer with m = `features` inputs is given."""
+        return self.samples if isinstance(self.samples, int) else max(1, int(self.samples * features))
+
+    def replace(self, **changes: Any) -> ShiftRecipe:
+        """A copy with other settings."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], where: str = "recipe") -> ShiftRecipe:
+        """A recipe from settings by name; those left out have their defaults.
+
+        Raises:
+            UserError: for an unknown name (with the nearest known ones) or a bad value; says `where`.
+        """
+        try:
+            reject_unknown(settings, [setting.name for setting in fields(cls)])
+            return cls(**settings)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ShiftRecipe:
+        """A recipe from a YAML file, or from one that comes with the package by its bare name, such as `sos`.
+
+        Raises:
+            UserError: if there is no such file, or it is not a mapping of known settings.
+        """
+        file = Path(path)
+        if not file.suffix and not file.exists():
+            file = resource(f"configs/{file}.yaml")
+        try:
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read the recipe {file}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"the recipe {file} is no YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
+        return cls.from_dict(settings, str(file))
+
+
+def recipe_keys() -> list[Key]:
+    """The settings as keys of the command line, left out where not given, so that they can override a recipe file."""
+    return [
+        Key(setting.name, default=setting.default, filled=False, **setting.metadata) for setting in fields(ShiftRecipe)
+    ]
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{name}={value}: takes {wanted}")

@@ -1,0 +1,196 @@
+"""What a shift did, layer by layer and to the model: frozen, printable, JSON, plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from yolo_os.recipe import ShiftRecipe
+from yolo_os.runs import written_whole
+
+# A rise of the held-out training loss beyond this is called harm. Shifts that cost a real detector no mAP stayed
+# below it, those that did lay far above (docs/concept.md).
+HARMFUL_RISE = 0.01
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one prediction layer.
+
+    Attributes:
+        name, role, level, stride: as in `PredictionLayer`.
+        m, n: input features and outputs.
+        rank: of the system that was solved; None if it was not.
+        rows: rows of that system; None if it was not.
+        sampling: how the rows were drawn; None where all were used.
+        norm_before, norm_after: Frobenius norm of V.
+        residual: ||A V' - A V|| / ||A V|| on the rows solved for; None if nothing was solved.
+        drift: the same on all anchor points of the held-out images; None without these.
+        skipped: why the weights are as they were; None if they moved.
+        singular_values: of A, largest first.
+    """
+
+    name: str
+    role: str
+    level: int
+    stride: float | None
+    m: int
+    n: int
+    norm_before: float
+    norm_after: float
+    rank: int | None = None
+    rows: int | None = None
+    sampling: str | None = None
+    residual: float | None = None
+    drift: float | None = None
+    skipped: str | None = None
+    singular_values: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """The training loss over some images, before and after: `total` and its terms, means per image."""
+
+    images: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+    @property
+    def rise(self) -> float | None:
+        """The rise of the total, relative; None if it was not measured."""
+        if not self.before.get("total") or "total" not in self.after:
+            return None
+        return self.after["total"] / self.before["total"] - 1
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """A shift of a model.
+
+    Attributes:
+        recipe: what was asked for.
+        layers: every prediction layer of the head, skipped ones with their reason.
+        calibration: loss on the images that the shift used.
+        held_out: loss on images that it did not use.
+        precision: of the weights that were measured, such as `float16` for weights read back from a checkpoint.
+        seconds: by phase.
+        warnings: what a person should know before using the weights.
+    """
+
+    recipe: ShiftRecipe
+    layers: tuple[LayerReport, ...]
+    calibration: LossReport
+    held_out: LossReport
+    precision: str
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def norm_ratio(self) -> float:
+        """||V'|| / ||V|| over all prediction layers together, those that stayed included."""
+        before = math.hypot(*(layer.norm_before for layer in self.layers))
+        return math.hypot(*(layer.norm_after for layer in self.layers)) / before if before else 1.0
+
+    @property
+    def moved(self) -> tuple[LayerReport, ...]:
+        """The layers whose weights moved."""
+        return tuple(layer for layer in self.layers if layer.skipped is None)
+
+    @property
+    def loss(self) -> LossReport:
+        """The loss that judges the shift: on held-out images, or where there are none on the calibration images."""
+        return self.held_out if self.held_out.images else self.calibration
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what the shift did, and whether it cost anything."""
+        if not self.moved:
+            return "Nothing moved: no layer could be shifted; the weights are as they were."
+        text = f"The squared norm of the prediction layers fell to {self.norm_ratio**2:.1%}"
+        rise = self.loss.rise
+        if rise is None:
+            return f"{text}; no training loss could be measured, so what that cost is unknown."
+        where = "images it did not use" if self.held_out.images else "its own calibration images (none were held out)"
+        change = f"the training loss on {where} {'rose' if rise > 0 else 'fell'} by {abs(rise):.2%}"
+        if rise > HARMFUL_RISE:
+            return f"{text}, but {change}: this shift does harm."
+        return f"{text}; {change}. Whether it generalises better is for a test set to say (yolo-os val)."
+
+    def __str__(self) -> str:
+        """A table of the layers, the loss and the verdict."""
+        head = f"{'layer':<16}{'role':<9}{'m':>5}{'n':>5}{'rank':>6}{'rows':>9}{'norm':>9}{'->':>9}{'kept^2':>8}"
+        head += f"{'residual':>10}{'drift':>8}"
+        lines = [head, "-" * len(head)]
+        for layer in self.layers:
+            kept = (layer.norm_after / layer.norm_before) ** 2 if layer.norm_before else 1.0
+            lines.append(
+                f"{layer.name:<16}{layer.role:<9}{layer.m:>5}{layer.n:>5}{_count(layer.rank):>6}{_count(layer.rows):>9}"
+                f"{layer.norm_before:>9.3f}{layer.norm_after:>9.3f}{kept:>8.3f}{_small(layer.residual):>10}{_small(layer.drift):>8}"
+            )
+            if layer.skipped:
+                lines.append(f"{'':<16}unchanged: {layer.skipped}")
+        lines.append("")
+        for title, loss in (("calibration", self.calibration), ("held-out", self.held_out)):
+            if loss.before and loss.after:
+                terms = ", ".join(f"{name} {loss.before[name]:.4f} -> {loss.after[name]:.4f}" for name in loss.before)
+                rise = f" ({loss.rise:+.2%})" if loss.rise is not None else ""
+                lines.append(f"training loss, {loss.images} {title} images: {terms}{rise}")
+        lines.append("seconds: " + ", ".join(f"{phase} {spent:.2f}" for phase, spent in self.seconds.items()))
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        lines.append(self.verdict)
+        return "\n".join(lines)
+
+    def annotated(self, precision: str, warnings: Sequence[str]) -> ShiftReport:
+        """A copy with the precision in which the measured weights were stored, and further warnings."""
+        return replace(self, precision=precision, warnings=(*self.warnings, *warnings))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON; what was not measured is None."""
+        return {
+            "method": self.recipe.method,
+            "recipe": self.recipe.to_dict(),
+            "norm_ratio": self.norm_ratio,
+            "loss_before": self.loss.before.get("total"),
+            "loss_after": self.loss.after.get("total"),
+            "loss": {"calibration": asdict(self.calibration), "held_out": asdict(self.held_out)},
+            "layers": [asdict(layer) for layer in self.layers],
+            "precision": self.precision,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+            "verdict": self.verdict,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON; the file appears whole or not at all."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(json.dumps(_finite(self.to_dict()), indent=2), encoding="utf-8")
+
+    def plot(self, folder: str | Path) -> list[Path]:
+        """Write `layers.png` (norm and drift by layer) and `spectrum.png` (singular values of A); returns the paths."""
+        from yolo_os.plots import plot_layers, plot_spectra
+
+        paths = [Path(folder) / "layers.png", Path(folder) / "spectrum.png"]
+        plot_layers(self, paths[0])
+        plot_spectra(self.layers, paths[1], self.recipe.rtol)
+        return paths
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}" if value < 1e-3 else f"{value:.4f}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

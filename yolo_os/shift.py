@@ -1,0 +1,330 @@
+"""Shift a model's prediction layers to the least norm, in place, and report what that did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_os.clock import Clock
+from yolo_os.errors import UserError
+from yolo_os.features import Anchors, Collector, Gram, RowSample, anchors_of, capture, features_of, relative_change
+from yolo_os.heads import Head, PredictionLayer, find_head, unwrap
+from yolo_os.loss import LossMean, has_labels, training_loss
+from yolo_os.methods import METHODS, Solution
+from yolo_os.recipe import ShiftRecipe
+from yolo_os.report import LayerReport, LossReport, ShiftReport
+
+Batch = Tensor | Mapping[str, Any]
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+def _silent(batches: Iterable[Any], title: str) -> Iterable[Any]:
+    return batches
+
+
+def shift_(
+    model: Any,
+    data: str | Path | Iterable[Batch],
+    recipe: ShiftRecipe | None = None,
+    *,
+    held_out: Iterable[Batch] | None = None,
+    imgsz: int | None = None,
+    reload: Callable[[], Any] | None = None,
+    progress: Progress = _silent,
+) -> ShiftReport:
+    """Shift the prediction layers of a model, in place; everything else of the model is left as it was.
+
+    Features and losses are those of eval mode (running BatchNorm statistics), without gradients, on the device and
+    in the precision of the model. If anything fails, the weights are put back.
+
+    Args:
+        model: a `YOLO`, an `RTDETR` or their bare model (see `prediction_layers`).
+        data: what Ultralytics takes as `data=`, or a VOCdevkit folder: `recipe.images` and `recipe.held_out` images
+            are drawn from its train split. Or an iterable of batches that can be gone through more than once: images
+            (B, 3, H, W), uint8 or floats in 0..1, or dictionaries as Ultralytics' data loaders make them, whose
+            labels the training loss needs; all of them are used.
+        recipe: what to do; the default recipe if None.
+        held_out: batches that the shift does not use, for drift and loss; with `data` a name, they are drawn from it.
+        imgsz: image size in pixels for `data` a name; that of the model's training if None.
+        reload: called once the weights have moved; returns the model to measure in place of this one, such as the one
+            read back from the file that it was saved to.
+        progress: wraps the batches of a pass, with a title, to show a progress bar.
+
+    Raises:
+        UserError: for a model without prediction layers, weights or features that are not finite, a recipe that
+            selects no layer or leaves none anything to shift, or data without images.
+    """
+    recipe = recipe or ShiftRecipe()
+    bare = unwrap(model)
+    head = find_head(bare)
+    skipped = plan(head, recipe)
+    check_finite(bare)
+    used: Iterable[Batch]
+    if isinstance(data, str | Path):
+        from yolo_os.integration.data import calibration_batches
+
+        used, held_out = calibration_batches(bare, data, recipe, imgsz=imgsz)
+    else:
+        used = data
+    unused = () if held_out is None else held_out
+    if isinstance(used, Iterator) or isinstance(unused, Iterator):
+        raise UserError("the batches are gone through more than once: pass a list or a data loader, not an iterator")
+
+    method = METHODS[recipe.method]
+    chosen = [layer for layer in head.layers if layer.name not in skipped]
+    collectors = {layer.name: method.collector(layer, recipe) for layer in chosen}
+    grams = {layer.name: Gram() for layer in chosen}
+    clock = Clock(next(bare.parameters()).device)
+
+    loss_before = run_pass(bare, used, head, collectors, clock, progress, "features, loss")
+    if not loss_before.images:
+        raise UserError("the data holds no images: nothing to take features from")
+    unused_before = run_pass(bare, unused, head, grams, clock, progress, "held-out loss")
+
+    weights = {layer.name: layer.matrix.double() for layer in head.layers}
+    with clock("solve"):
+        solutions = _solve(chosen, collectors, recipe)
+    for name, solution in solutions.items():
+        if solution.unchanged:
+            skipped[name] = solution.unchanged
+    for layer in chosen:
+        if layer.name not in solutions:
+            skipped[layer.name] = "it does not run in eval mode, so it has no features"
+
+    with _put_back_on_error(head):
+        for layer in chosen:
+            if layer.name not in skipped:
+                _write(layer, solutions[layer.name])
+        measured = unwrap(reload()) if reload else bare
+        loss_after = run_pass(measured, used, head, {}, clock, progress, "loss after")
+        unused_after = run_pass(measured, unused, head, {}, clock, progress, "held-out loss after")
+        after = {layer.name: layer.matrix.to(weights[layer.name]) for layer in find_head(measured).layers}
+
+    return ShiftReport(
+        recipe,
+        tuple(
+            _layer_report(
+                layer,
+                weights[layer.name],
+                after[layer.name],
+                solutions.get(layer.name),
+                skipped.get(layer.name),
+                collectors.get(layer.name),
+                grams.get(layer.name),
+            )
+            for layer in head.layers
+        ),
+        LossReport(loss_before.images, loss_before.means(), loss_after.means()),
+        LossReport(unused_before.images, unused_before.means(), unused_after.means()),
+        str(head.layers[0].module.weight.dtype).removeprefix("torch."),
+        clock.seconds(),
+        tuple(_warnings(head, recipe, solutions, skipped, loss_before, unused_before)),
+    )
+
+
+def plan(head: Head, recipe: ShiftRecipe) -> dict[str, str]:
+    """Layers that will not be shifted, with the reason, before any pass is run.
+
+    Raises:
+        UserError: if the recipe selects no layer, or leaves none anything to shift.
+    """
+    method = METHODS[recipe.method]
+    skipped: dict[str, str] = {}
+    for layer in head.layers:
+        if not recipe.selects(layer.name, layer.role):
+            skipped[layer.name] = f"not selected by layers={recipe.layers}"
+        elif reason := method.refusal(layer, recipe):
+            skipped[layer.name] = reason
+    names = ", ".join(f"{layer.name} ({layer.role})" for layer in head.layers)
+    if all(not recipe.selects(layer.name, layer.role) for layer in head.layers):
+        refused = [layer for layer in head.refused if recipe.selects(layer.name, layer.role)]
+        why = f"; {refused[0].name} is refused: {refused[0].refused}" if refused else ""
+        raise UserError(f"layers={recipe.layers} selects no layer of this {head.kind} head: it has {names}{why}")
+    if len(skipped) == len(head.layers):
+        reasons = "; ".join(f"{layer.name}: {skipped[layer.name]}" for layer in head.layers)
+        raise UserError(f"no layer is left to shift: {reasons}")
+    return skipped
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model whose weights or buffers hold NaN or infinity.
+
+    Raises:
+        UserError: naming the first such tensor.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"the model's weights are not finite: {name} holds NaN or infinity")
+
+
+def run_pass(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    head: Head,
+    collectors: Mapping[str, Collector],
+    clock: Clock,
+    progress: Progress,
+    title: str,
+) -> LossMean:
+    """One pass in eval mode: hand every layer's features to its collector, and take the training loss on the way.
+
+    Args:
+        model: the bare model.
+        batches: see `shift_`.
+        head: of this model, or of another of the same architecture when there is nothing to collect.
+        collectors: by layer name; layers without one are not captured.
+
+    Returns:
+        The mean loss, without terms where the batches have no labels or the model no loss; counts the images.
+    """
+    weight = next(model.parameters())
+    mean = LossMean()
+    layers = [layer for layer in head.layers if layer.name in collectors]
+    captured = [layer.module for layer in layers] + (list(head.scorers.values()) if layers else [])
+    with eval_mode(model), torch.no_grad(), training_loss(model) as loss, capture(captured) as seen:
+        for batch in clock.loading(progress(batches, title)):
+            moved = _on_device(batch, weight)
+            images = len(moved["img"])
+            with clock("forward"):
+                predictions = model(moved["img"])
+            terms: Mapping[str, Tensor] = {}
+            loss.labels.clear()
+            if loss.missing is None and has_labels(moved):
+                with clock("loss"):
+                    terms = loss(moved, predictions)
+            mean.add(terms, images)
+            with clock("features"):
+                anchors = anchors_of(head, seen, loss.labels) if layers else {}
+                for layer in layers:
+                    features = features_of(layer, seen)
+                    if features is not None:
+                        collectors[layer.name].add(features, anchors.get(layer.group, Anchors()))
+                seen.clear()
+    return mean
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the length of a block; every module's own mode is put back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
+    """A batch as a dictionary on the model's device, images as floats in 0..1 in the model's precision."""
+    entries = {"img": batch} if isinstance(batch, Tensor) else dict(batch)
+    if "img" not in entries:
+        raise UserError(f"a batch has no images: its keys are {', '.join(map(str, entries))}, expected 'img'")
+    for key, value in entries.items():
+        if isinstance(value, Tensor):
+            entries[key] = value.to(weight.device, non_blocking=True)
+    scale = 255 if entries["img"].dtype == torch.uint8 else 1
+    entries["img"] = entries["img"].to(weight.dtype) / scale
+    return entries
+
+
+def _solve(
+    layers: Iterable[PredictionLayer], collectors: Mapping[str, Collector], recipe: ShiftRecipe
+) -> dict[str, Solution]:
+    """By layer name, for the layers that had features."""
+    solutions = {}
+    for layer in layers:
+        if not collectors[layer.name].count:
+            continue
+        try:
+            solutions[layer.name] = METHODS[recipe.method].solve(collectors[layer.name], layer.matrix, recipe)
+        except ValueError as error:
+            raise UserError(f"layer {layer.name}: {error}: look for broken images or weights") from None
+    return solutions
+
+
+@torch.no_grad()
+def _write(layer: PredictionLayer, solution: Solution) -> None:
+    """Put a solution into the layer's own tensors, which optimizers and averages know by identity."""
+    weight, bias = layer.module.weight, layer.module.bias
+    weight.copy_(solution.weight.T.reshape(weight.shape))
+    if solution.bias_change is not None and bias is not None:
+        bias.add_(solution.bias_change.to(bias))
+
+
+@contextmanager
+def _put_back_on_error(head: Head) -> Iterator[None]:
+    """Undo a shift that does not come to its end, an interruption included."""
+    tensors = [
+        tensor for layer in head.layers for tensor in (layer.module.weight, layer.module.bias) if tensor is not None
+    ]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved):
+                tensor.copy_(value)
+        raise
+
+
+def _layer_report(
+    layer: PredictionLayer,
+    before: Tensor,
+    after: Tensor,
+    solution: Solution | None,
+    skipped: str | None,
+    collector: Collector | None,
+    gram: Gram | None,
+) -> LayerReport:
+    solved = solution is not None and collector is not None and gram is not None
+    change = solution.bias_change if solution and not skipped else None
+    return LayerReport(
+        layer.name,
+        layer.role,
+        layer.level,
+        layer.stride,
+        layer.in_features,
+        layer.out_features,
+        float(before.norm()),
+        float(after.norm()),
+        rank=solution.rank if solution else None,
+        rows=solution.rows if solution else None,
+        sampling=collector.drawn if solved and isinstance(collector, RowSample) else None,
+        residual=relative_change(collector, before, after, change) if solved and collector else None,
+        drift=relative_change(gram, before, after, change) if solved and gram and gram.count else None,
+        skipped=skipped,
+        singular_values=tuple(solution.singular_values.tolist()) if solution else (),
+    )
+
+
+def _warnings(
+    head: Head,
+    recipe: ShiftRecipe,
+    solutions: Mapping[str, Solution],
+    skipped: Mapping[str, str],
+    calibration: LossMean,
+    held_out: LossMean,
+) -> Iterator[str]:
+    short = [
+        f"{layer.name} ({solutions[layer.name].rows} rows, {layer.out_features} outputs)"
+        for layer in head.layers
+        if recipe.method == "sos"
+        and layer.name in solutions
+        and layer.role == "cls"
+        and solutions[layer.name].rows < layer.out_features
+    ]
+    if short:
+        yield f"fewer rows than classes, the paper's lower bound: {', '.join(short)}"
+    if not calibration.means():
+        yield "no training loss was measured: the batches have no labels, or the model no loss"
+    if not held_out.images:
+        yield "no images were held out: drift and the loss on unused images are unknown"
+    for layer in head.refused:
+        if recipe.selects(layer.name, layer.role):
+            yield f"{layer.name} was left alone: {layer.refused}"
