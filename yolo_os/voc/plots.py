@@ -1,0 +1,95 @@
+"""Plots of VOC results. Matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolo_os.runs import written_whole
+
+if TYPE_CHECKING:
+    from yolo_os.voc.bootstrap import Bootstrap
+    from yolo_os.voc.evaluation import VOCResult
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"  # told apart also without colour vision
+
+
+def plot_curves(result: VOCResult, path: Path) -> Path:
+    """A small precision-recall plot for each class that has boxes to be found, best AP first.
+
+    The line is what the detections gave; the shade under it is the monotone precision whose area is AP.
+    """
+    classes = [index for index in np.argsort(-result.ap, kind="stable").tolist() if result.npos[index]]
+    columns = min(5, max(1, len(classes)))
+    rows = max(1, -(-len(classes) // columns))
+    figure, axes = _figure(rows, columns, (2.3 * columns + 0.6, 2.2 * rows + 0.9))
+    for axis, index in zip(axes.flat, classes):
+        curve = result.curve(index)
+        recall = np.concatenate([[0.0], curve.recall])
+        envelope = np.maximum.accumulate(np.append(curve.precision, 0.0)[::-1])[::-1][: len(curve.recall)]
+        axis.fill_between(recall[1:], envelope, step="pre", color=_BLUE, alpha=0.15, linewidth=0)
+        axis.plot(curve.recall, curve.precision, color=_BLUE, linewidth=1.2)
+        axis.set_title(result.names[index], fontsize=9, pad=3)
+        axis.text(
+            0.05,
+            0.07,
+            f"AP10 {result.ap[index]:.3f}\nAP07 {result.ap07[index]:.3f}\n{result.npos[index]:,} boxes",
+            fontsize=7,
+            color="#444444",
+            linespacing=1.3,
+        )
+    for axis in axes.flat:
+        axis.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        axis.tick_params(labelsize=7)
+        axis.label_outer()
+    for axis in list(axes.flat)[len(classes) :]:
+        axis.axis("off")
+    figure.supxlabel("recall", fontsize=9)
+    figure.supylabel("precision", fontsize=9)
+    figure.suptitle(f"PASCAL VOC: mAP07 {result.map07:.4f}, mAP10 {result.map:.4f}", fontsize=11)
+    return _save(figure, path)
+
+
+def plot_differences(names: Sequence[str], difference: Bootstrap, title: str, path: Path) -> Path:
+    """The gain in AP10 of each class and of the mean with its interval; those that include 0 are grey."""
+    rows = [(name, interval) for name, interval in zip(names, difference.ap) if not np.isnan(interval.value)]
+    rows.sort(key=lambda row: row[1].value)
+    rows = [("mean", difference.map), *rows]
+    figure, axes = _figure(1, 1, (6.4, 0.26 * len(rows) + 1.4))
+    axis = axes.flat[0]
+    for place, (_, interval) in enumerate(rows):
+        sure = interval.low > 0 or interval.high < 0
+        colour = (_BLUE if interval.value > 0 else _ORANGE) if sure else _GREY
+        axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axis.plot(interval.value, place, "D" if place == 0 else "o", color=colour, markersize=6 if place == 0 else 4.5)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.axhline(0.5, color="#999999", linewidth=0.6, linestyle=":")
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel(f"gain in AP10, {difference.map.level:.0%} paired interval (grey: holds 0)", fontsize=9)
+    axis.set_title(title, fontsize=10)
+    return _save(figure, path)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: no global state, no window system
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+    return path
