@@ -109,7 +109,8 @@ class RowSample:
         self.sampling = sampling
         self.drawn = "uniform"  # what the sampling came to: foreground needs scores, balanced needs labels too
         self.count = 0
-        self._seed = (seed << 32) ^ zlib.crc32(name.encode())  # layers draw independently, and each the same again
+        # Layers draw independently, and each the same again; 32 bits, since a CPU generator ignores any above them.
+        self._seed = zlib.crc32(f"{seed}/{name}".encode())
         self._generator: torch.Generator | None = None
         self._rows: Tensor | None = None  # (k, m)
         self._keys: Tensor | None = None  # (k,)

@@ -123,17 +123,22 @@ def unwrap(model: Any) -> nn.Module:
         UserError: if there is none inside.
     """
     inner = model
-    while not (isinstance(inner, nn.Module) and isinstance(getattr(inner, "model", None), nn.Sequential)):
-        for attribute in ("_orig_mod", "module", "model"):
-            if isinstance(getattr(inner, attribute, None), nn.Module):
-                inner = getattr(inner, attribute)
-                break
+    while True:
+        if isinstance(
+            getattr(inner, "_orig_mod", None), nn.Module
+        ):  # first: a compiled model shows its inside's `model`
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.Module) and isinstance(getattr(inner, "model", None), nn.Sequential):
+            return inner
+        elif isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
+        elif isinstance(getattr(inner, "model", None), nn.Module):
+            inner = inner.model
         else:
             raise UserError(
                 f"{type(model).__name__} is no Ultralytics model: "
                 "pass a YOLO, RTDETR or DetectionModel made from PyTorch weights"
             )
-    return inner
 
 
 def _anchor_free(head: Any, kind: str) -> Head:

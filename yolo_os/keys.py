@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -46,6 +46,10 @@ class Key:
     required: bool = False
     choices: tuple[str, ...] = ()
     filled: bool = True
+
+    def described(self, help: str) -> Key:
+        """The same key with another help text."""
+        return replace(self, help=help)
 
     def check(self, value: Any) -> Any:
         """The value, converted where that loses nothing (a number where text is wanted, an int for a float).

@@ -74,12 +74,15 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
     had_criterion, criterion = hasattr(inner, "criterion"), getattr(inner, "criterion", None)
     loss = TrainingLoss(model, None)
     hooks: list[Any] = []
+    lacks_nc = not hasattr(inner, "nc")  # RT-DETR's criterion wants what a trainer would have set
     try:
         if not all(name in given for name in ("box", "cls", "dfl")):
             loss.missing = "the model has no loss gains in its `args` (load it with YOLO(...) to have them)"
         elif getattr(inner.model[-1], "cv2", inner) is None:
             loss.missing = "the model is fused: the branch that its training loss needs is gone (take the unfused file)"
         else:
+            if lacks_nc:
+                inner.nc = getattr(inner.model[-1], "nc", None)
             inner.args = SimpleNamespace(**given)  # checkpoints hold a plain dict, criteria want attributes
             inner.criterion = inner.init_criterion()
             for branch, assigner in _assigners(inner.criterion):
@@ -88,6 +91,8 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
     finally:
         for hook in hooks:
             hook.remove()
+        if lacks_nc and hasattr(inner, "nc"):
+            del inner.nc
         if args is not None:
             inner.args = args
         if hasattr(inner, "criterion"):

@@ -1,0 +1,53 @@
+"""What several tests share: the embedded data, small models of each head family, the real material where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before Ultralytics is imported: its settings go into a folder of the tests, and it stays offline.
+os.environ.setdefault("YOLO_OFFLINE", "true")
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = ROOT / "data" / "digits"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory):
+    """Caches and settings written by the tests stay in a folder of theirs."""
+    folder = tmp_path_factory.mktemp("home")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    patch.setenv("YOLO_CONFIG_DIR", str(folder))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """The test runs in a folder of its own, so that runs/ lands there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The embedded VOCdevkit."""
+    return DIGITS / "VOCdevkit"
+
+
+@pytest.fixture(scope="session")
+def detector():
+    """The embedded detector's checkpoint."""
+    return DIGITS / "detector.pt"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Real weights and VOC images beside the clone (or at YOLO_OS_SHARED); tests that need them skip without."""
+    folder = Path(os.environ.get("YOLO_OS_SHARED", ROOT.parent / "shared"))
+    if not (folder / "weights" / "voc_yolov5nu.pt").exists():
+        pytest.skip("the real VOC images and weights are not here (set YOLO_OS_SHARED to their folder)")
+    return folder

@@ -1,0 +1,181 @@
+"""`yolo-os inspect`: the prediction layers of a model, and with data whether a shift can do anything to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolo_os.errors import UserError
+from yolo_os.keys import Key
+from yolo_os.modes.shift import DATA_KEYS, MODEL_KEYS
+from yolo_os.runs import RUN_KEYS, check_writable, run_folder, written_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from yolo_os.heads import Head
+    from yolo_os.report import LayerReport
+
+KEYS = (
+    MODEL_KEYS[0].described("the checkpoint (.pt), or an architecture (.yaml)"),
+    MODEL_KEYS[1],
+    Key(
+        "data",
+        (str, type(None)),
+        None,
+        "data set YAML, its shipped name, or a VOCdevkit folder: adds rank and spectrum",
+    ),
+    Key("images", (int,), 64, "images whose features are looked at"),
+    Key("seed", (int,), 0, "seed of the images drawn"),
+    Key("rtol", (float, type(None)), None, "singular values of A below rtol times the largest count as zero"),
+    *DATA_KEYS,
+    Key("json", (str,), None, "also write the table as JSON to this path"),
+    *RUN_KEYS,
+)
+EXAMPLES = (
+    "yolo-os inspect model=best.pt",
+    "yolo-os inspect model=best.pt data=my.yaml",
+    "yolo-os inspect model=yolo11n.yaml",
+)
+
+
+def run(options: dict[str, Any]) -> int:
+    """Inspect as the keys say; the exit code."""
+    if options["json"]:
+        check_writable(Path(options["json"]))
+    from yolo_os.heads import find_head
+
+    model, shifts = _open(options)
+    head = find_head(model)
+    layers = _look(model, head, options)
+    print(f"{options['model']}: {head.kind} head, {len(layers)} prediction layers\n")
+    print(_table(layers, with_data=bool(options["data"])))
+    for layer in head.refused:
+        print(f"{layer.name} ({layer.role}) can't be shifted: {layer.refused}")
+    for number, record in enumerate(shifts, 1):
+        print(f"shift {number}: {record['recipe']['method']}, {record['date']}, from {record['source']}")
+    if options["data"]:
+        from yolo_os.plots import plot_spectra
+
+        folder = run_folder("inspect", options)
+        plot_spectra(layers, folder / "spectrum.png", options["rtol"])
+        print(f"\n{_advice(layers, options['images'])}\nspectra: {folder / 'spectrum.png'}")
+    if options["json"]:
+        entries = [{key: value for key, value in vars(layer).items() if key in _JSON_FIELDS} for layer in layers]
+        refused = [{"name": layer.name, "role": layer.role, "refused": layer.refused} for layer in head.refused]
+        with written_whole(Path(options["json"])) as temporary:
+            content = {
+                "model": options["model"],
+                "head": head.kind,
+                "layers": entries,
+                "refused": refused,
+                "shifts": shifts,
+            }
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return 0
+
+
+_JSON_FIELDS = ("name", "role", "level", "stride", "m", "n", "norm_before", "rank", "rows", "singular_values")
+
+
+def _open(options: dict[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The model, and the shifts recorded in its checkpoint."""
+    if not str(options["model"]).endswith((".yaml", ".yml")):
+        from yolo_os.integration.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(options["model"], options["trust"])
+        return checkpoint.model, checkpoint.shifts
+    from yolo_os.integration.architecture import build
+
+    return build(options["model"]), []
+
+
+def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerReport]:
+    """Every layer as it is; with data, the rank and singular values of its features over all anchor points."""
+    from yolo_os.clock import Clock
+    from yolo_os.features import Gram
+    from yolo_os.methods import METHODS
+    from yolo_os.recipe import ShiftRecipe
+    from yolo_os.report import LayerReport
+    from yolo_os.shift import check_finite, run_pass
+
+    found = {}
+    if options["data"]:
+        from yolo_os.integration.data import calibration_batches
+        from yolo_os.integration.device import choose_device
+        from yolo_os.integration.progress import progress_bar
+
+        check_finite(model)
+        recipe = ShiftRecipe(
+            method="os", images=options["images"], held_out=0, seed=options["seed"], rtol=options["rtol"]
+        )
+        device = choose_device(options["device"])
+        loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
+        batches, _ = calibration_batches(model.to(device), options["data"], recipe, **loading)
+        grams = {layer.name: Gram() for layer in head.layers}
+        if not run_pass(model, batches, head, grams, Clock(device), progress_bar, "features").images:
+            raise UserError(f"data={options['data']}: none of the images drawn can be read")
+        for layer in head.layers:
+            if grams[layer.name].count:
+                found[layer.name] = METHODS["os"].solve(grams[layer.name], layer.matrix, recipe)
+    return [
+        LayerReport(
+            layer.name,
+            layer.role,
+            layer.level,
+            layer.stride,
+            layer.in_features,
+            layer.out_features,
+            norm_before=float(layer.matrix.double().norm()),
+            norm_after=float(layer.matrix.double().norm()),
+            rank=found[layer.name].rank if layer.name in found else None,
+            rows=found[layer.name].rows if layer.name in found else None,
+            singular_values=tuple(found[layer.name].singular_values.tolist()) if layer.name in found else (),
+        )
+        for layer in head.layers
+    ]
+
+
+def effective_rank(singular_values: tuple[float, ...], energy: float) -> int:
+    """How many of the largest singular values hold this share of the sum of their squares."""
+    total = sum(value**2 for value in singular_values)
+    held, count = 0.0, 0
+    while count < len(singular_values) and held < energy * total:
+        held += singular_values[count] ** 2
+        count += 1
+    return count
+
+
+def _table(layers: list[LayerReport], with_data: bool) -> str:
+    head = f"{'layer':<18}{'role':<10}{'stride':>7}{'m':>6}{'n':>5}{'norm':>10}"
+    if with_data:
+        head += f"{'rows':>10}{'rank':>6}{'99%':>6}{'99.9%':>7}"
+    lines = [head, "-" * len(head)]
+    for layer in layers:
+        stride = "-" if layer.stride is None else f"{layer.stride:g}"
+        line = f"{layer.name:<18}{layer.role:<10}{stride:>7}{layer.m:>6}{layer.n:>5}{layer.norm_before:>10.3f}"
+        if with_data and layer.rank is not None:
+            most, nearly_all = (effective_rank(layer.singular_values, energy) for energy in (0.99, 0.999))
+            line += f"{layer.rows:>10}{layer.rank:>6}{most:>6}{nearly_all:>7}"
+        elif with_data:
+            line += "  does not run in eval mode"
+        lines.append(line)
+    if with_data:
+        lines.append("rank: of A; 99%, 99.9%: directions that hold this share of the features' energy")
+    return "\n".join(lines)
+
+
+def _advice(layers: list[LayerReport], images: int) -> str:
+    """What a person can expect of a shift, from the ranks."""
+    free = [layer.name for layer in layers if layer.rank is not None and layer.rank < layer.m]
+    if free:
+        return (
+            f"method=os can move {', '.join(free)}: on {images} images their features leave directions unseen. "
+            "More images may see them; the report's drift tells."
+        )
+    return (
+        f"method=os can do nothing: on {images} images every layer has rank(A) = m, so its weights are the only "
+        "solution. method=sos moves every layer with more inputs m than samples, and its outputs on other anchor "
+        "points with it: read the held-out loss in its report."
+    )
