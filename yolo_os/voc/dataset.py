@@ -43,7 +43,7 @@ from yolo_os.voc.annotations import (
 
 SPLITS = ("train", "val", "test")
 _FORMAT = 1
-_OWN = {"data.yaml", "images", "labels"}  # all that a data set made here holds
+_OWN = {"data.yaml", "images", "labels", "problems.txt"}  # all that a data set made here holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,8 @@ class Dataset:
             difficult = int(split.difficult.sum())
             lines.append(f"{name:<6}{len(split.images):>7} images {len(split.box) - difficult:>7} boxes")
             lines[-1] += f" ({difficult} difficult objects left out)" if difficult else ""
+        if "train" not in self.splits:
+            lines.append("no image set to train on: for evaluation only")
         return "\n".join([*lines, f"images by {self.linked}; use data={self.yaml}"])
 
 
@@ -125,7 +127,7 @@ def convert(
         copy: copy the images; otherwise link them, symbolically, else by hard link, else copy.
 
     Raises:
-        UserError: as `read_devkit`, if there is nothing to train on, or if `out` holds something else.
+        UserError: as `read_devkit`, or if `out` holds something else.
     """
     roots = find_roots(devkit, year)
     names = class_names(roots, classes)
@@ -255,13 +257,17 @@ def _fill(folder: Path, roots: list[Path], names: tuple[str, ...], copy: bool) -
         "year": [root.name.removeprefix("VOC") for root in roots],
         "fingerprint": _fingerprint(roots, names),
     }
+    entries = {"train": [], "val": [], **entries}  # Ultralytics wants both keys, also of a test set alone
     content = {**entries, "names": dict(enumerate(names)), "voc": record}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     head = (
         "# Made by yolo-os voc. Difficult objects are not in the labels; evaluation reads them from the devkit below.\n"
     )
     (folder / "data.yaml").write_text(head + text, encoding="utf-8")
-    return Dataset(folder / "data.yaml", splits, tuple(dict.fromkeys(problems)), place.how)
+    problems = list(dict.fromkeys(problems))
+    if problems:
+        (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
+    return Dataset(folder / "data.yaml", splits, tuple(problems), place.how)
 
 
 def _write_split(

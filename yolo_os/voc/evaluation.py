@@ -142,10 +142,10 @@ class VOCResult:
         """`{"map", "map07", "classes": {name: {"ap", "ap07", "npos"}}}`, with None for an undefined AP."""
         rows = zip(self.names, self.ap, self.ap07, self.npos)
         return {
-            "map": _none_if_nan(self.map),
-            "map07": _none_if_nan(self.map07),
+            "map": none_if_nan(self.map),
+            "map07": none_if_nan(self.map07),
             "classes": {
-                name: {"ap": _none_if_nan(ap), "ap07": _none_if_nan(ap07), "npos": int(npos)}
+                name: {"ap": none_if_nan(ap), "ap07": none_if_nan(ap07), "npos": int(npos)}
                 for name, ap, ap07, npos in rows
             },
         }
@@ -454,7 +454,8 @@ def _refuse_unfinite(name: str, values: Floats) -> None:
         raise UserError(f"{name}[{row}] is {values[row]}: every box and score must be finite")
 
 
-def _none_if_nan(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """The value for a JSON file, which has no nan."""
     return None if np.isnan(value) else float(value)
 
 

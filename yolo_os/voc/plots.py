@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from yolo_os.voc.bootstrap import Bootstrap
     from yolo_os.voc.evaluation import VOCResult
 
+_MOST = 60  # classes drawn: those with the most boxes
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"  # told apart also without colour vision
 
 
@@ -22,7 +23,8 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
 
     The line is what the detections gave; the shade under it is the monotone precision whose area is AP.
     """
-    classes = [index for index in np.argsort(-result.ap, kind="stable").tolist() if result.npos[index]]
+    defined = [index for index in np.argsort(-result.npos, kind="stable").tolist() if result.npos[index]]
+    classes = sorted(defined[:_MOST], key=lambda index: -result.ap[index])
     columns = min(5, max(1, len(classes)))
     rows = max(1, -(-len(classes) // columns))
     figure, axes = _figure(rows, columns, (2.3 * columns + 0.6, 2.2 * rows + 0.9))
@@ -49,15 +51,16 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
         axis.axis("off")
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel("precision", fontsize=9)
-    figure.suptitle(f"PASCAL VOC: mAP07 {result.map07:.4f}, mAP10 {result.map:.4f}", fontsize=11)
+    shown = f" ({_MOST} of {len(defined)} classes)" if len(defined) > _MOST else ""
+    figure.suptitle(f"PASCAL VOC: mAP07 {result.map07:.4f}, mAP10 {result.map:.4f}{shown}", fontsize=11)
     return _save(figure, path)
 
 
 def plot_differences(names: Sequence[str], difference: Bootstrap, title: str, path: Path) -> Path:
-    """The gain in AP10 of each class and of the mean with its interval; those that include 0 are grey."""
+    """The gain in AP10 of each class (the 60 largest) and of the mean; those whose interval holds 0 are grey."""
     rows = [(name, interval) for name, interval in zip(names, difference.ap) if not np.isnan(interval.value)]
-    rows.sort(key=lambda row: row[1].value)
-    rows = [("mean", difference.map), *rows]
+    rows = sorted(rows, key=lambda row: -abs(row[1].value))[:_MOST]
+    rows = [("mean", difference.map), *sorted(rows, key=lambda row: row[1].value)]
     figure, axes = _figure(1, 1, (6.4, 0.26 * len(rows) + 1.4))
     axis = axes.flat[0]
     for place, (_, interval) in enumerate(rows):
