@@ -15,6 +15,7 @@ from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.runs import RUN_KEYS, check_writable, run_folder, written_whole
 
 if TYPE_CHECKING:
+    from yolo_os.integration.checkpoint import Checkpoint
     from yolo_os.voc.annotations import Annotations
     from yolo_os.voc.bootstrap import Bootstrap
     from yolo_os.voc.detections import Detections
@@ -78,14 +79,15 @@ def run(options: dict[str, Any]) -> int:
     sources = _sources(options)
     if options["json"]:
         check_writable(Path(options["json"]))
-    annotations, data = _ground_truth(options)
+    models = _load_models(sources, options) if options["model"] is not None else {}
+    annotations = _ground_truth(options, models)
     _print_ground_truth(annotations)
     folder = run_folder("val", options)
     report_problems(annotations.problems, f"all of them in {folder / 'problems.txt'}")
     if annotations.problems:
         _write(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
 
-    runs = [_evaluate(name, source, annotations, data, options) for name, source in sources.items()]
+    runs = [_evaluate(name, source, annotations, models.get(name), options) for name, source in sources.items()]
     replicates = options["bootstrap"]
     if replicates is None:
         replicates = _REPLICATES if len(runs) > 1 else 0
@@ -116,10 +118,21 @@ def _sources(options: dict[str, Any]) -> dict[str, str]:
     return dict(zip(short if len(set(short)) == len(short) else paths, paths))
 
 
-def _ground_truth(options: dict[str, Any]) -> tuple[Annotations, Path | None]:
-    """The annotations, and the data.yaml through which a model sees the images."""
+def _load_models(sources: dict[str, str], options: dict[str, Any]) -> dict[str, Checkpoint]:
+    from yolo_os.integration.checkpoint import load_checkpoint
+
+    return {name: load_checkpoint(path, options["trust"]) for name, path in sources.items()}
+
+
+def _names(model: Checkpoint) -> dict[int, str]:
+    names: Any = model.model.names
+    return {int(index): str(name) for index, name in dict(names).items()}
+
+
+def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Annotations:
+    """The annotations; of a devkit whose classes are those of the first model, in the model's order."""
     from yolo_os.voc.annotations import read_devkit
-    from yolo_os.voc.dataset import dataset_for, devkit_of, is_devkit
+    from yolo_os.voc.dataset import devkit_of, is_devkit
 
     devkit, data = options["devkit"], options["data"]
     if (devkit is None) == (data is None):
@@ -129,23 +142,27 @@ def _ground_truth(options: dict[str, Any]) -> tuple[Annotations, Path | None]:
     if devkit is None and not is_devkit(data):
         if options["year"] or options["classes"]:
             raise UserError(f"data={data} says its years and classes itself: leave out year= and classes=")
-        return devkit_of(data).read(options["split"]), Path(data)
-    where = (data if devkit is None else devkit, options["year"])
-    annotations = read_devkit(*where, options["split"], options["classes"])
-    return annotations, dataset_for(*where, options["classes"]) if options["model"] is not None else None
+        return devkit_of(data).read(options["split"])
+    where = (data if devkit is None else devkit, options["year"], options["split"])
+    annotations = read_devkit(*where, options["classes"])
+    order = tuple(_names(next(iter(models.values()))).values()) if models else ()
+    if options["classes"] is None and set(order) == set(annotations.classes):
+        return read_devkit(*where, order)
+    return annotations
 
 
-def _evaluate(name: str, source: str, annotations: Annotations, data: Path | None, options: dict[str, Any]) -> _Run:
+def _evaluate(
+    name: str, source: str, annotations: Annotations, model: Checkpoint | None, options: dict[str, Any]
+) -> _Run:
     from yolo_os.voc.detections import evaluate_detections, read_detections, suspect_offset
 
     offset, map50 = options["pixel_offset"], None
-    if options["model"] is None:
+    if model is None:
         detections = read_detections(source, annotations, options["split"], options["strict"], offset)
         if offset == 1 and (suspicion := suspect_offset(annotations, detections)):
             print(f"warning: {source}: {suspicion}", file=sys.stderr)
     else:
-        assert data is not None
-        detections, map50 = _detect(source, annotations, data, options)
+        detections, map50 = _detect(model, annotations, options)
     for note in detections.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{name}: {detections}")
@@ -157,17 +174,27 @@ def _evaluate(name: str, source: str, annotations: Annotations, data: Path | Non
         from yolo_os.voc.coco import coco_numbers
 
         coco = coco_numbers(annotations, detections, offset)
-    return _Run(name, options["model"] is None and Path(source).is_dir(), detections, result, coco, map50)
+    return _Run(name, model is None and Path(source).is_dir(), detections, result, coco, map50)
 
 
-def _detect(model: str, annotations: Annotations, data: Path, options: dict[str, Any]) -> tuple[Detections, float]:
-    """Run a model over the images; also what `yolo val` would call its mAP50."""
+def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]) -> tuple[Detections, float | None]:
+    """Run a model over the images; what `yolo val` calls its mAP50, if it numbers the classes as the data do."""
     from yolo_os.integration.detect import detect
+    from yolo_os.voc.dataset import dataset_for, is_devkit
     from yolo_os.voc.detections import from_boxes
 
-    named = {key: options[key] for key in ("split", "imgsz", "batch", "device", "workers", "conf", "max_det", "trust")}
-    found = detect(model, data, iou=options["nms_iou"], **named)
-    return from_boxes(found.boxes, found.names, annotations, options["pixel_offset"]), found.ultralytics_map50
+    names = _names(model)
+    order = tuple(names.values()) if set(names.values()) == set(annotations.classes) else annotations.classes
+    data = options["data"]
+    if data is None or is_devkit(data):
+        data = dataset_for(options["devkit"] if data is None else data, options["year"], order)
+    else:
+        order = annotations.classes
+    named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
+    found = detect(model.model, data, imgsz=options["imgsz"] or model.imgsz, iou=options["nms_iou"], **named)
+    comparable = order == tuple(names.values())
+    detections = from_boxes(found.boxes, found.names, annotations, options["pixel_offset"])
+    return detections, found.ultralytics_map50 if comparable else None
 
 
 def _print_ground_truth(annotations: Annotations) -> None:
