@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from yolo_os.voc.detections import Detections
     from yolo_os.voc.evaluation import VOCResult
 
-_CHEAP = 20_000  # detections that pycocotools scores in a few seconds
+_CHEAP = 30_000  # detections that pycocotools scores in a few seconds
 _REPLICATES = 1000
 
 KEYS = (

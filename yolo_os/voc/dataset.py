@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -244,10 +245,8 @@ def _fill(folder: Path, roots: list[Path], names: tuple[str, ...], copy: bool) -
         problems += [*annotations.problems, *faults]
         splits[split] = _only(annotations, kept)
         entries[split] = [f"images/{name}" for name in _folder_names(split, annotations.roots)]
-    if not {"train", "val"} <= set(splits):
-        raise UserError(
-            f"{', '.join(map(str, roots))}: no image set to train on (ImageSets/Main/train.txt or trainval.txt)"
-        )
+    if not splits:
+        raise UserError(f"{', '.join(map(str, roots))}: no train, val, trainval or test in ImageSets/Main")
     empty = [split for split, annotations in splits.items() if not annotations.images]
     if empty:
         raise UserError(f"no image of {', '.join(empty)} could be used; first problem: {problems[0]}")
@@ -446,8 +445,10 @@ def _dataset_folder(data: dict[str, Any], file: Path) -> Path:
     path = Path(str(data.get("path") or file.parent)).expanduser()
     if path.is_absolute() or path.exists():
         return path
-    config = os.environ.get("YOLO_CONFIG_DIR")
-    settings = (Path(config) if config else Path.home() / ".config" / "Ultralytics") / "settings.json"
+    home = Path.home()
+    by_system = {"win32": home / "AppData" / "Roaming", "darwin": home / "Library" / "Application Support"}
+    config = by_system.get(sys.platform, Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config"))
+    settings = Path(os.environ.get("YOLO_CONFIG_DIR") or config) / "Ultralytics" / "settings.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return Path(json.loads(settings.read_text(encoding="utf-8"))["datasets_dir"]) / path
     return file.parent / path
