@@ -29,7 +29,7 @@ IMGSZ = 160  # pixels
 # The augmentation is mild on purpose: the detector shall over-fit its 300 images somewhat, as detectors fine-tuned on
 # little data do, for there to be something that a flatter minimum could improve. Digits must not be mirrored.
 RECIPE: dict[str, Any] = {
-    "epochs": 100,
+    "epochs": 150,
     "batch": 16,
     "nbs": 16,
     "optimizer": "AdamW",
@@ -37,9 +37,11 @@ RECIPE: dict[str, Any] = {
     "lrf": 0.02,
     "weight_decay": 0.0005,
     "warmup_epochs": 3,
-    "mosaic": 0.5,
-    "close_mosaic": 20,
-    "scale": 0.3,
+    "mosaic": 0.7,
+    "close_mosaic": 30,
+    "cls": 1.0,  # telling the digits apart is the harder part, not finding them
+    "scale": 0.4,
+    "degrees": 5.0,
     "translate": 0.1,
     "fliplr": 0.0,
     "hsv_h": 0.1,
