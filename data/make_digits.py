@@ -141,13 +141,14 @@ def noise(rng: np.random.Generator, height: int, width: int, cells: int) -> Arra
     rows, columns = int(height / step) + 2, int(width / step) + 2
     grid = rng.random((rows, columns)) * 2 - 1
 
-    def ramp(n: int, knots: int) -> Array:
+    def between(values: Array, n: int) -> Array:  # linear interpolation along the first axis at n pixels
         at = np.arange(n) / step
-        hat: Array = np.maximum(1 - np.abs(at[:, None] - np.arange(knots)[None, :]), 0.0)
-        return hat
+        knot = at.astype(int)
+        share = (at - knot)[:, None]
+        result: Array = values[knot] * (1 - share) + values[knot + 1] * share
+        return result
 
-    result: Array = ramp(height, rows) @ grid @ ramp(width, columns).T
-    return result
+    return between(between(grid, height).T, width).T
 
 
 def scribble(rng: np.random.Generator, canvas: Array, size: float) -> None:
