@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Before Ultralytics is imported: its settings go into a folder of the tests, and it stays offline.
 os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo_os_tests_")
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "data" / "digits"
@@ -20,7 +22,9 @@ def own_folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    patch.setenv("YOLO_CONFIG_DIR", str(folder))
+    import torch
+
+    torch.set_num_threads(1)  # the models are too small to gain from more, and lose where cores are shared
     yield
     patch.undo()
 

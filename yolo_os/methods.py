@@ -15,7 +15,7 @@ from torch import Tensor
 from yolo_os.features import Collector, Gram, RowSample
 from yolo_os.heads import PredictionLayer
 from yolo_os.recipe import ShiftRecipe
-from yolo_os.solve import default_rtol, independent_rows, least_norm, least_norm_from_gram
+from yolo_os.solve import default_rtol, in_float64, independent_rows, least_norm, least_norm_from_gram
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,13 @@ class SOS:
         return RowSample(recipe.rows_for(layer.in_features), recipe.sampling, recipe.seed, layer.name)
 
     def solve(self, collector: Collector, weight: Tensor, recipe: ShiftRecipe) -> Solution:
-        """The least norm that keeps the outputs on the sample, its dependent rows removed first."""
+        """The least norm that keeps the outputs on the sample, its dependent rows removed first.
+
+        What is left is independent by the recipe's tolerance, so all of its directions count: rank = rows.
+        """
         assert isinstance(collector, RowSample)
-        rows = collector.rows
-        rows = rows[independent_rows(rows, recipe.rtol)]
-        found = least_norm(rows, weight, recipe.rtol)
+        rows = in_float64(collector.rows[independent_rows(collector.rows, recipe.rtol)])
+        found = least_norm(rows, weight)
         return Solution(found.weight, found.rank, len(rows), found.singular_values)
 
 

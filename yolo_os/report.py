@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +142,6 @@ class ShiftReport:
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines.append(self.verdict)
         return "\n".join(lines)
-
-    def annotated(self, precision: str, warnings: Sequence[str]) -> ShiftReport:
-        """A copy with the precision in which the measured weights were stored, and further warnings."""
-        return replace(self, precision=precision, warnings=(*self.warnings, *warnings))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; what was not measured is None."""

@@ -123,7 +123,7 @@ def shift_(
         LossReport(unused_before.images, unused_before.means(), unused_after.means()),
         str(head.layers[0].module.weight.dtype).removeprefix("torch."),
         clock.seconds(),
-        tuple(_warnings(head, recipe, solutions, skipped, loss_before, unused_before)),
+        (*_warnings(head, recipe, solutions, loss_before, unused_before), *_unreadable(used, unused)),
     )
 
 
@@ -307,7 +307,6 @@ def _warnings(
     head: Head,
     recipe: ShiftRecipe,
     solutions: Mapping[str, Solution],
-    skipped: Mapping[str, str],
     calibration: LossMean,
     held_out: LossMean,
 ) -> Iterator[str]:
@@ -328,3 +327,11 @@ def _warnings(
     for layer in head.refused:
         if recipe.selects(layer.name, layer.role):
             yield f"{layer.name} was left alone: {layer.refused}"
+
+
+def _unreadable(*passes: Iterable[Batch]) -> Iterator[str]:
+    """A warning of the images that our own batches (`integration.data.Batches`) had to leave out."""
+    files = sorted(set().union(*(getattr(batches, "unreadable", ()) for batches in passes)))
+    if files:
+        names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        yield f"{len(files)} images could not be read and were left out: {names}"

@@ -26,12 +26,13 @@ class Batches:
 
     Attributes:
         images: how many images it draws on.
-        unreadable: files that could not be read, found so far; they are left out of their batch.
+        unreadable: files of the split that could not be read, found so far; they are left out.
     """
 
     def __init__(self, dataset: YOLODataset, indices: list[int], batch: int, workers: int) -> None:
         self.images = len(indices)
-        self.unreadable: set[str] = set()
+        listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
+        self.unreadable = listed - {str(file) for file in dataset.im_files}  # dropped when the split was scanned
         self._loader = DataLoader(
             Subset(_Readable(dataset), indices), batch, num_workers=workers, collate_fn=_collate_with(dataset)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +93,7 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
             return load_checkpoint(temporary, options["trust"]).model.to(device)
 
         report = shift_(model, used, recipe, held_out=held_out, reload=save_and_read_back, progress=progress_bar)
-    unreadable = sorted(used.unreadable | held_out.unreadable)
-    report = report.annotated(
-        str(checkpoint.precision).removeprefix("torch."),
-        [f"{len(unreadable)} images could not be read and were left out: {', '.join(unreadable[:3])}"]
-        if unreadable
-        else [],
-    )
+    report = replace(report, precision=str(checkpoint.precision).removeprefix("torch."))
     folder = run_folder("shift", options)
     (folder / "shift.log").write_text(
         f"model={source} data={options['data']} out={out}\n\n{report}\n", encoding="utf-8"
