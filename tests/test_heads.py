@@ -34,7 +34,7 @@ def expected(head: nn.Module) -> dict[str, tuple[str, int, int]]:
         if branch and not hasattr(head, "one2one_cv2"):
             continue
         for i in range(head.nl):
-            first = getattr(head, "cv2")[0][0].conv.in_channels  # ch[0], from the stem of the first box tower
+            first = head.cv2[0][0].conv.in_channels  # ch[0], from the stem of the first box tower
             layers[f"{branch}cv2.{i}"] = ("box", max(16, first // 4, 4 * head.reg_max), 4 * head.reg_max)
             if not text:
                 layers[f"{branch}cv3.{i}"] = ("cls", max(first, min(head.nc, 100)), head.nc)
