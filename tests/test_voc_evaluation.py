@@ -10,7 +10,7 @@ from voc_oracle import THRESHOLDS, loop_voc
 from yolo_os.errors import UserError
 from yolo_os.voc import evaluate_voc, read_devkit
 from yolo_os.voc.detections import evaluate_detections, read_detections
-from yolo_os.voc.evaluation import RECALL_POINTS
+from yolo_os.voc.evaluation import RECALL_POINTS, _order_falling
 
 
 def evaluate(gt, det, num_classes=1, **options):
@@ -120,6 +120,12 @@ def test_equal_scores_keep_the_order_given():
     assert evaluate(gt, [miss, hit]).ap[0] == 0.5
 
 
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 0.5]), max_size=50))
+def test_scores_of_any_size_and_sign_are_sorted_stably(scores):
+    values = np.array(scores, dtype=np.float64)
+    np.testing.assert_array_equal(_order_falling(values), np.argsort(-values, kind="stable"))
+
+
 def test_iou_of_exactly_the_threshold_matches():
     gt, det = [(0, 0, (1, 1, 10, 10), 0)], [(0, 0, (1, 1, 10, 5), 0.9)]  # 50 of 100 pixels
     assert assert_as_oracle(gt, det, 1).ap[0] == 1.0
@@ -168,10 +174,15 @@ def test_images_as_text_or_as_numbers_far_apart_give_the_same():
     gt = [(0, 0, A, 0), (1, 0, B, 0), (2, 0, A, 0)]
     det = [(2, 0, A, 0.9), (0, 0, FAR, 0.8), (1, 0, B, 0.7), (3, 0, A, 0.6)]
     plain = evaluate(gt, det)
-    for rename in (lambda i: f"{i:06d}", lambda i: -(10**15) * (i - 1)):
+    names = [
+        lambda i: f"{i:06d}",
+        lambda i: "x" * i,
+        lambda i: f"{i} \u00e9 " + "".join(map(chr, range(50 + i, 90 + i))),
+    ]
+    for rename in [*names, lambda i: f"{i}".encode(), lambda i: -(10**15) * (i - 1)]:
         other = evaluate([(rename(i), *rest) for i, *rest in gt], [(rename(i), *rest) for i, *rest in det])
         assert (other.map, other.map07) == (plain.map, plain.map07)
-        assert sorted(other.matches.image_ids.tolist()) == sorted(rename(i) for i in range(4))
+        assert other.matches.image_ids.tolist() == sorted(rename(i) for i in range(4))
 
 
 def test_curves_are_those_of_the_detections_that_count():

@@ -15,6 +15,7 @@ Everything is float64 and vectorised; 300,000 detections take well under a secon
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,19 +226,13 @@ def evaluate_voc(
         None if images is None else np.asarray(images),
     )
 
-    order, counted, true = _match(
-        at, labels, boxes, difficult, found_at, found_labels, found_boxes, scores, iou_threshold, pixel_offset
-    )
-    order, true = order[counted], true[counted]
-    matches = Matches(
-        image_ids=image_ids,
-        det_image=found_at[order],
-        det_class=found_labels[order],
-        det_score=scores[order],
-        det_true=true,
-        gt_image=at[~difficult],
-        gt_class=labels[~difficult],
-        num_classes=num_classes,
+    matches = _match(
+        num_classes,
+        image_ids,
+        (at, labels, boxes, difficult),
+        (found_at, found_labels, found_boxes, scores),
+        iou_threshold,
+        pixel_offset,
     )
     ap, ap07 = average_precisions(matches, RECALL_POINTS[recall_points])
     return VOCResult(ap, ap07, matches.npos, matches, recall_points, tuple(classes))
@@ -264,47 +259,63 @@ def mean_defined(values: Floats) -> float:
 
 
 def _match(
-    gt_image: Integers,
-    gt_class: Integers,
-    gt_box: Floats,
-    gt_difficult: Flags,
-    det_image: Integers,
-    det_class: Integers,
-    det_box: Floats,
-    det_score: Floats,
+    num_classes: int,
+    image_ids: NDArray[Any],
+    ground_truth: tuple[Integers, Integers, Floats, Flags],
+    detections: tuple[Integers, Integers, Floats, Floats],
     iou_threshold: float,
     offset: float,
-) -> tuple[Integers, Flags, Flags]:
+) -> Matches:
     """Decide about every detection; classes one after the other, whose small arrays stay in the processor's cache.
 
-    Returns:
-        The detections' rows by class and falling score, and for each whether it counts and whether it is true.
+    Args:
+        num_classes, image_ids: as in `Matches`.
+        ground_truth: image, class, box and difficult.
+        detections: image, class, box and score.
+        iou_threshold, offset: as in `evaluate_voc`.
     """
-    order = _stable_order(det_class)
-    counted = np.ones(len(order), dtype=bool)
-    true = np.zeros(len(order), dtype=bool)
+    gt_image, gt_class, gt_box, gt_difficult = ground_truth
+    det_image, det_class, det_box, det_score = detections
     gt_rows = np.lexsort((gt_image, gt_class))  # stable: boxes of one image and class keep their order
-    num_images = 1 + max(gt_image.max(initial=0), det_image.max(initial=0))
-    stops = np.cumsum(np.bincount(det_class))
-    for label, stop in enumerate(stops):
-        start = stops[label - 1] if label else 0
-        rows = order[start:stop]
-        rows = rows[_order_falling(det_score[rows])]
-        order[start:stop] = rows
-        first, last = np.searchsorted(gt_class[gt_rows], (label, label + 1))
-        of_class = gt_rows[first:last]
-        nearest, overlap = _nearest(
-            gt_image[of_class], gt_box[of_class], det_image[rows], det_box, rows, num_images, offset
-        )
-        matched = np.flatnonzero(overlap >= iou_threshold)
-        target = nearest[matched]
-        skip = gt_difficult[of_class][target]
-        counted[start + matched[skip]] = False
-        hits, target = matched[~skip], target[~skip]
-        first_hit = np.full(len(of_class), len(rows))
-        np.minimum.at(first_hit, target, hits)  # the best score stands first, so the smallest position wins
-        true[start + first_hit[first_hit < len(rows)]] = True
-    return order, counted, true
+    gt_stops = np.cumsum(np.bincount(gt_class, minlength=num_classes)).tolist()
+    det_rows = _stable_order(det_class)
+    det_stops = np.cumsum(np.bincount(det_class, minlength=num_classes)).tolist()
+    images, scores, trues, counts = [], [], [], []
+    for label in range(num_classes):
+        boxes = gt_rows[gt_stops[label - 1] if label else 0 : gt_stops[label]]
+        rows = det_rows[det_stops[label - 1] if label else 0 : det_stops[label]]
+        score = det_score.take(rows)
+        order = _order_falling(score)
+        rows, score = rows.take(order), score.take(order)
+        image = det_image.take(rows)
+        true = np.zeros(len(rows), dtype=bool)
+        if len(boxes):
+            nearest, overlap = _nearest(gt_image[boxes], gt_box[boxes], image, det_box, rows, len(image_ids), offset)
+            matched = np.flatnonzero(overlap >= iou_threshold)
+            target = nearest.take(matched)
+            skip = gt_difficult[boxes].take(target)
+            hits, target = matched[~skip], target[~skip]
+            first_hit = np.full(len(boxes), len(rows))
+            np.minimum.at(first_hit, target, hits)  # the best score stands first, so the smallest position wins
+            true[first_hit[first_hit < len(rows)]] = True
+            if skip.any():
+                counted = np.ones(len(rows), dtype=bool)
+                counted[matched[skip]] = False
+                image, score, true = image[counted], score[counted], true[counted]
+        images.append(image)
+        scores.append(score)
+        trues.append(true)
+        counts.append(len(true))
+    return Matches(
+        image_ids=image_ids,
+        det_image=np.concatenate(images),
+        det_class=np.repeat(np.arange(num_classes), counts),
+        det_score=np.concatenate(scores),
+        det_true=np.concatenate(trues),
+        gt_image=gt_image[~gt_difficult],
+        gt_class=gt_class[~gt_difficult],
+        num_classes=num_classes,
+    )
 
 
 def _nearest(
@@ -331,24 +342,24 @@ def _nearest(
     overlap = np.zeros(len(det_rows))
     in_image = np.bincount(gt_image, minlength=num_images)
     first = np.cumsum(in_image) - in_image
-    choice = in_image[det_image]
+    choice = in_image.take(det_image)
     live = np.flatnonzero(choice)
     # Round r compares each detection with the r-th box of its image; memory stays that of the detections however
     # crowded an image is, and a larger IoU alone replaces the one before, so the first of equals stays.
     for rank in range(int(choice.max(initial=0))):
         if rank:
-            live = live[choice[live] > rank]
-        at = first[det_image[live]] + rank
-        x1, y1, x2, y2 = np.ascontiguousarray(det_box.take(det_rows[live], axis=0).T)
+            live = live[choice.take(live) > rank]
+        at = first.take(det_image.take(live)) + rank
+        x1, y1, x2, y2 = np.ascontiguousarray(det_box.take(det_rows.take(live), axis=0).T)
         gx1, gy1, gx2, gy2 = np.ascontiguousarray(gt_box.take(at, axis=0).T)
         width = np.minimum(x2, gx2) - np.maximum(x1, gx1) + offset
         height = np.minimum(y2, gy2) - np.maximum(y1, gy1) + offset
         inter = np.where((width > 0) & (height > 0), width * height, 0.0)
         union = (x2 - x1 + offset) * (y2 - y1 + offset) + (gx2 - gx1 + offset) * (gy2 - gy1 + offset) - inter
         iou = np.divide(inter, union, out=inter, where=inter > 0)  # two boxes without area have no union
-        better = np.flatnonzero(iou > overlap[live])
-        overlap[live[better]] = iou[better]
-        nearest[live[better]] = at[better]
+        better = np.flatnonzero(iou > overlap.take(live))
+        overlap[live.take(better)] = iou.take(better)
+        nearest[live.take(better)] = at.take(better)
     return nearest, overlap
 
 
@@ -358,12 +369,18 @@ def _stable_order(labels: Integers) -> Integers:
 
 
 def _order_falling(scores: Floats) -> Integers:
-    """The order by falling score, equal ones as they stand; the stable sort is slower and only needed for those."""
-    falling = -scores
-    order = np.argsort(falling)
-    ordered = falling[order]
-    if (ordered[1:] == ordered[:-1]).any():
-        return np.argsort(falling, kind="stable")
+    """The stable order by falling score: a radix sort of the floats' bits, 16 at a time, which numpy sorts by counting.
+
+    It takes half the time of numpy's quickest sort of floats, which is not stable.
+    """
+    bits = (scores + 0.0).view(np.int64)  # plus 0 makes -0.0 equal to 0.0
+    # As unsigned numbers, the bits of positive floats rise with them; those of negative floats lie above and fall.
+    falling = np.where(bits < 0, bits, bits ^ np.int64(2**63 - 1)).view(np.uint64)
+    order = np.arange(len(scores))
+    for shift in (0, 16, 32, 48):
+        digit = (falling >> np.uint64(shift)).astype(np.uint16)
+        if len(digit) and (digit != digit[0]).any():  # scores that were float32 have no low bits
+            order = order.take(np.argsort(digit.take(order), kind="stable"))
     return order
 
 
@@ -400,20 +417,39 @@ def _number_images(
 
 def _number(ids: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
     """The ids in order, each once, and the place of every entry among them: `np.unique`, several times as fast."""
-    if ids.dtype.kind in "US":
-        words = ids.tolist()
-        unique = np.array(sorted(set(words)), dtype=ids.dtype)
-        place = {word: index for index, word in enumerate(unique.tolist())}
-        return unique, np.fromiter(map(place.__getitem__, words), np.int64, len(words))
-    low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+    values = ids if ids.dtype.kind in "iu" else _text_as_numbers(ids)
+    low, high = (int(values.min()), int(values.max())) if len(ids) else (0, 0)
     if high - low > 8 * len(ids) + 1000:
-        unique, index = np.unique(ids, return_inverse=True)
-        return unique, index.astype(np.int64, copy=False)
-    offset = (ids - low).astype(np.int64, copy=False)
-    present = np.zeros(high - low + 1, dtype=bool)
-    present[offset] = True
-    unique = (np.flatnonzero(present) + low).astype(ids.dtype)
-    return unique, (np.cumsum(present) - 1)[offset]
+        _, index = np.unique(values, return_inverse=True)
+        index = index.astype(np.int64, copy=False)
+    else:
+        offset = (values - low).astype(np.int64, copy=False)
+        present = np.zeros(high - low + 1, dtype=bool)
+        present[offset] = True
+        index = (np.cumsum(present) - 1).take(offset)
+    one_of_each = np.zeros(int(index.max(initial=-1)) + 1, dtype=np.int64)
+    one_of_each[index] = np.arange(len(ids))
+    return ids[one_of_each], index
+
+
+def _text_as_numbers(ids: NDArray[Any]) -> Integers:
+    """A number for each text, in the order of the texts: its letters as digits of a base as large as they need.
+
+    Names of images are alike, so the digits are few and the numbers small; where they are not, the place of each text
+    among all of them is the number, which takes longer.
+    """
+    ids = np.ascontiguousarray(ids.astype(ids.dtype.newbyteorder("="), copy=False))
+    letters: NDArray[Any] = ids.view(np.uint32 if ids.dtype.kind == "U" else np.uint8).reshape(len(ids), -1)
+    low, high = letters.min(axis=0).tolist(), letters.max(axis=0).tolist()
+    bases = [last - first + 1 for first, last in zip(low, high)]
+    if math.prod(bases) < 2**62:
+        numbers = np.zeros(len(ids), dtype=np.int64)
+        for column, first, base in zip(letters.T, low, bases):
+            numbers = numbers * base + (column.astype(np.int64) - first)
+        return numbers
+    words = ids.tolist()
+    place = {word: index for index, word in enumerate(sorted(set(words)))}
+    return np.fromiter(map(place.__getitem__, words), np.int64, len(words))
 
 
 def _vector(name: str, values: ArrayLike, length: int) -> NDArray[Any]:
