@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ultralytics.nn.tasks import guess_model_task
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head
 from yolo_os.recipe import ShiftRecipe
+from yolo_os.voc.annotations import class_names, find_roots
+from yolo_os.voc.dataset import dataset_for, is_devkit
 
 
 class Batches:
@@ -125,7 +127,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     stride = max(int(untyped.stride.max()), 32)
     if size < stride or size % stride:
         raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
-    described = describe(data, split)
+    described = describe(data, split, class_names_of(model))
     single = bool(args.get("single_cls"))
     known = getattr(untyped.model[-1], "nc", None)
     if known not in (None, 1 if single else len(described["names"])):
@@ -150,21 +152,38 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
 
 
-def describe(data: str | Path, split: str) -> dict[str, Any]:
+def class_names_of(model: nn.Module) -> list[str]:
+    """The names of a model's classes, in its order."""
+    names: Any = getattr(model, "names", None) or {}
+    return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
+
+
+def describe(data: str | Path, split: str, names: Sequence[str]) -> dict[str, Any]:
     """A data set's description with absolute paths; nothing is downloaded.
 
-    Raises:
-        UserError: if there is no such data set or split.
-    """
-    from yolo_os.voc.dataset import dataset_for, is_devkit
+    Args:
+        data: as Ultralytics takes it, or a VOCdevkit folder, whose XML names classes and leaves their order open.
+        split: train, val or test.
+        names: the model's class names in its order, in which a VOCdevkit's classes are numbered.
 
+    Raises:
+        UserError: if there is no such data set or split, or it numbers the model's classes otherwise.
+    """
     source = Path(data)
     if source.is_dir() and is_devkit(source):
-        source = dataset_for(source)
+        order = list(names) if set(class_names(find_roots(source))) <= set(names) else None
+        source = dataset_for(source, classes=order)
     try:
         described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
     except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
         raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")
+    order = list(described["names"].values())
+    if set(order) == set(names) and order != list(names):
+        first = next(index for index, name in enumerate(names) if order[index] != name)
+        raise UserError(
+            f"data={data} has the model's classes in another order (class {first} is '{order[first]}' there and "
+            f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
+        )
     return described

@@ -23,7 +23,7 @@ from ultralytics.utils import LOGGER
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import describe
+from yolo_os.integration.data import class_names_of, describe
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
 
@@ -84,7 +84,7 @@ def detect(
     task = module.task
     if task not in _VALIDATORS:
         raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of")
-    described = describe(data, split)
+    described = describe(data, split, class_names_of(module))
     transformer = find_head(module).kind == "RTDETRDecoder"
     base: Any = RTDETRValidator if transformer else _VALIDATORS[task]
 

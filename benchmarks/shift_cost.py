@@ -1,0 +1,102 @@
+"""What a shift's capturing and solving cost, against plain eval forwards of the same images through the same loader.
+
+    python benchmarks/shift_cost.py                                    # the embedded detector and data
+    python benchmarks/shift_cost.py --model best.pt --data my.yaml --imgsz 640 --images 128
+
+Prints, for each method, the ratio of (loading, forward, capture, solve) to (loading, forward), pair by pair in one run
+since machines drift, and the solve's share. The training loss is another matter, and its seconds stand apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from yolo_os.clock import Clock
+from yolo_os.heads import find_head
+from yolo_os.integration.checkpoint import load_checkpoint
+from yolo_os.integration.data import calibration_batches
+from yolo_os.integration.device import choose_device
+from yolo_os.methods import METHODS
+from yolo_os.recipe import ShiftRecipe
+from yolo_os.resources import resource
+from yolo_os.shift import eval_mode, run_pass
+
+
+class Images:
+    """The images of labelled batches without their labels, so that no loss is taken."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        """Batches with nothing but `img`."""
+        return ({"img": batch["img"]} for batch in self.batches)
+
+
+def seconds(function, device):
+    """How long one call takes, with the device's work done at both ends."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(resource("data/digits/detector.pt")))
+    parser.add_argument("--data", default=str(resource("data/digits/VOCdevkit")))
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--imgsz", type=int)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="")
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+
+    device = choose_device(options.device)
+    model = load_checkpoint(options.model).model.to(device)
+    head = find_head(model)
+    recipe = ShiftRecipe(images=options.images, held_out=0)
+    labelled, _ = calibration_batches(model, options.data, recipe, imgsz=options.imgsz, batch=options.batch)
+    batches = Images(labelled)
+
+    def plain():
+        with eval_mode(model), torch.no_grad():
+            for batch in batches:
+                model(batch["img"].to(device).to(next(model.parameters()).dtype) / 255)
+
+    def shifting(method):
+        collectors = {layer.name: method.collector(layer, recipe) for layer in head.layers}
+        run_pass(model, batches, head, collectors, Clock(device), lambda batches, _: batches, "")
+        spent = time.perf_counter()
+        for layer in head.layers:
+            if method.refusal(layer, recipe) is None:
+                method.solve(collectors[layer.name], layer.matrix, recipe)
+        solves.append(time.perf_counter() - spent)
+
+    plain()
+    with_loss = Clock(device)
+    run_pass(model, labelled, head, {}, with_loss, lambda batches, _: batches, "")
+    phases = ", ".join(f"{phase} {spent:.2f}" for phase, spent in with_loss.seconds().items())
+    print(f"{labelled.images} images, batches of {options.batch}, {device}; a pass with the loss, seconds: {phases}")
+    for name, method in METHODS.items():
+        solves: list[float] = []
+        pairs = [
+            (seconds(plain, device), seconds(lambda m=method: shifting(m), device)) for _ in range(options.repeats)
+        ]
+        ratios = [with_shift / without for without, with_shift in pairs]
+        share = statistics.median(solve / pair[1] for solve, pair in zip(solves, pairs))
+        print(
+            f"{name:<8} capture and solve / plain forwards: median {statistics.median(ratios):.3f} "
+            f"(min {min(ratios):.3f}, max {max(ratios):.3f}); solve {share:.2%} of it"
+        )
+
+
+if __name__ == "__main__":
+    main()
