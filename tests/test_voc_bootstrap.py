@@ -88,6 +88,16 @@ def test_level_widens_and_seed_repeats():
     assert bootstrap(result, replicates=100, seed=1).map.low != bootstrap(result, replicates=100).map.low
 
 
+def test_intervals_of_ap_stay_within_0_and_1():
+    gt, det = scene()
+    few = tuple(column[:5] for column in det)
+    bars = bootstrap(evaluate(gt, few), replicates=200)
+    detector = module._Detector(evaluate(gt, few), np.arange(IMAGES))
+    raw = detector.average_precisions(np.concatenate(list(module._draws(IMAGES, 200, 200, seed=0))))[0, :, 0]
+    assert np.quantile(raw, 0.025) - bars.ap[0].bias < 0
+    assert bars.ap[0].low == 0
+
+
 def test_blocks_do_not_change_the_figures(monkeypatch):
     first, second = evaluate(*scene()), evaluate(*scene(noise=0.3))
     whole = bootstrap(first, second, replicates=50).to_dict()

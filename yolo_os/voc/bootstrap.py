@@ -31,7 +31,7 @@ _BLOCK = 1_000_000  # weights gathered at once, a byte each; small enough for th
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """A figure with its interval: the replicates' percentiles, with their bias taken off.
+    """A figure with its interval: the replicates' percentiles, with their bias taken off, within 0 and 1.
 
     Attributes:
         value: the figure on the image set itself.
@@ -55,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Difference(Interval):
-    """An interval of a difference of two detectors on the same drawn images.
+    """A difference of two detectors, taken on the same drawn images, with its interval.
 
     Attributes:
         p: two-sided: twice the share of replicates, their bias taken off, on the rarer side of 0, as
@@ -158,11 +158,11 @@ def bootstrap(
         bias = float(samples.mean()) - value
         samples = samples - bias
         low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]).tolist()
-        figures = (float(value), low, high, level, float(samples.std()), bias)
         if other is None:
-            return Interval(*figures)
+            return Interval(float(value), max(low, 0.0), min(high, 1.0), level, float(samples.std()), bias)
         rarer = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
-        return Difference(*figures, p=min(1.0, 2 * (1 + rarer) / (1 + len(samples))))
+        p = min(1.0, 2 * (1 + rarer) / (1 + len(samples)))
+        return Difference(float(value), low, high, level, float(samples.std()), bias, p)
 
     return Bootstrap(
         map=interval(mean_defined(given[0]), _row_means(ap)),
