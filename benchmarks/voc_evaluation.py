@@ -23,9 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_os.voc import VOCResult, evaluate_voc, read_devkit
-from yolo_os.voc.bootstrap import bootstrap
-from yolo_os.voc.detections import read_detections
+from yolo_os.voc import VOCResult, bootstrap, evaluate_voc, read_detections, read_devkit
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from voc_oracle import THRESHOLDS, loop_voc
 
 from yolo_os.errors import UserError
-from yolo_os.voc import evaluate_voc, read_devkit
-from yolo_os.voc.detections import evaluate_detections, read_detections
+from yolo_os.voc import evaluate_detections, evaluate_voc, read_detections, read_devkit
 from yolo_os.voc.evaluation import RECALL_POINTS, _order_falling
 
 

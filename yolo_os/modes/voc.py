@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.keys import Key
@@ -30,7 +31,7 @@ DEVKIT_KEYS = (
     ),
 )
 KEYS = (
-    *DEVKIT_KEYS[:1],
+    replace(DEVKIT_KEYS[0], required=True),
     Key(
         "out",
         (str,),
@@ -50,11 +51,8 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Convert as the keys say; the exit code."""
-    from yolo_os.errors import UserError
     from yolo_os.voc.dataset import convert
 
-    if options["devkit"] is None:
-        raise UserError("devkit=... is missing: the folder that holds VOC2007")
     dataset = convert(options["devkit"], options["out"], options["year"], options["classes"], options["copy"])
     for split in dataset.splits.values():
         for note in split.notes:
