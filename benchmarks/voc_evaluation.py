@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from yolo_os.voc import VOCResult, bootstrap, evaluate_voc, read_detections, read_devkit
+from yolo_os.voc.coco import coco_evaluation
 
 
 @dataclass(frozen=True)
@@ -152,30 +153,13 @@ def coco_seconds(work: Workload) -> float:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    kept = ~work.gt_difficult
-    boxes = np.concatenate([work.gt_box[kept, :2] - 1, work.gt_box[kept, 2:] - work.gt_box[kept, :2] + 1], axis=1)
-    rows = zip(work.gt_image[kept].tolist(), work.gt_class[kept].tolist(), boxes.tolist())
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": index + 1} for index in range(work.images)],
-        "categories": [{"id": index + 1} for index in range(work.classes)],
-        "annotations": [
-            {
-                "id": i,
-                "image_id": image + 1,
-                "category_id": label + 1,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-            for i, (image, label, box) in enumerate(rows, 1)
-        ],
-    }
-    size = work.det_box[:, 2:] - work.det_box[:, :2] + 1
-    columns = (work.det_image + 1, work.det_box[:, :2] - 1, size, work.det_score, work.det_class + 1)
+    names = {"images": range(work.images), "classes": range(work.classes)}
+    image, label, box, difficult = work.truth()
+    truth: Any = SimpleNamespace(image=image, class_index=label, box=box, difficult=difficult, **names)
+    columns = {"image": work.det_image, "class_index": work.det_class, "box": work.det_box, "score": work.det_score}
+    found: Any = SimpleNamespace(**columns)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(np.column_stack(columns)), "bbox")
+        evaluation = coco_evaluation(truth, found, 1.0, COCO, COCOeval)
         start = time.perf_counter()
         evaluation.evaluate()
         evaluation.accumulate()

@@ -136,12 +136,12 @@ def test_image_set_lines(kit):
 
 
 def test_sets_made_of_others(tmp_path):
-    ids = [f"{i:04d}" for i in range(50)]
+    ids = [f"{i:04d}" for i in range(59)]
     kit = write_devkit(tmp_path, {stem: [CAT] for stem in ids}, {"trainval": ids}, pictures=False)
     train, val = (read_devkit(kit, split=split) for split in ("train", "val"))
     assert len(val.images) == 5
     assert sorted(train.images + val.images) == ids
-    assert "5 of the 50 images of trainval are used as val" in val.notes[0]
+    assert "5 of the 59 images of trainval are used as val" in val.notes[0]
     assert read_devkit(kit, split="val").images == val.images
     sets = tmp_path / "VOC2007/ImageSets/Main"
     (sets / "val.txt").write_text("0001\n")
@@ -161,6 +161,7 @@ BROKEN = {
     "inverted": (xml([("cat", (30, 40, 10, 20))]), 3, "cat at 30 40 10 20 is inverted: corners swapped", False),
     "empty": (xml([("cat", (30, 20, 29, 40))]), 3, "cat at 30 20 29 40 is empty: left out", True),
     "outside": (xml([("cat", (101, 1, 120, 9))]), 3, "is outside the image (100 x 80): left out", True),
+    "above": (xml([("cat", (1, -5, 20, 0))]), 3, "is outside the image (100 x 80): left out", True),
     "partly": (xml([("cat", (0, 1, 50, 9))]), 3, "is partly outside the image (100 x 80): kept", False),
     "sizeless": (xml([("cat", (0, 1, 999, 9))], size=None), 0, "has no image size", False),
     "flag": (xml([("cat", (1, 1, 9, 9), {"difficult": "perhaps"})]), 3, "<difficult> is 'perhaps'", False),
@@ -182,6 +183,7 @@ def test_what_is_wrong_is_listed_with_its_line_and_the_rest_goes_on(tmp_path, na
     kept = {
         "nameless": CAT[1],
         "inverted": (10, 20, 30, 40),
+        "above": (xml([("cat", (1, -5, 20, 0))]), 3, "is outside the image (100 x 80): left out", True),
         "partly": (0, 1, 50, 9),
         "sizeless": (0, 1, 999, 9),
         "flag": (1, 1, 9, 9),

@@ -116,6 +116,7 @@ def test_paired_difference_is_taken_on_the_same_images():
     assert isinstance(gain.map, Difference)
     assert gain.map.value == pytest.approx(second.map - first.map, abs=1e-12)
     assert gain.map.stderr == pytest.approx(np.std(explicit), abs=1e-12)
+    assert gain.map.bias == pytest.approx(np.mean(explicit) - gain.map.value, abs=1e-12)
     back = bootstrap(second, first, replicates=100, seed=2)
     assert (back.map.low, back.map.high) == pytest.approx((-gain.map.high, -gain.map.low), abs=1e-12)
     assert back.map.p == gain.map.p

@@ -8,6 +8,7 @@ import io
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yolo_os.voc.annotations import Annotations
 from yolo_os.voc.detections import Detections
@@ -24,11 +25,34 @@ def coco_numbers(annotations: Annotations, detections: Detections, pixel_offset:
     COCO has no such objects; a detection that hits one is a false positive here, as in Ultralytics' figures. Computed
     by faster-coco-eval where it is installed, which gives the same numbers, else by pycocotools.
     """
+    if not len(detections.score) or annotations.difficult.all():
+        return dict.fromkeys(COCO_NAMES, float("nan") if annotations.difficult.all() else 0.0)
+    try:
+        tools = importlib.import_module("faster_coco_eval")
+        pair = tools.COCO, tools.COCOeval_faster
+    except ImportError:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        pair = COCO, COCOeval
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        evaluation = coco_evaluation(annotations, detections, pixel_offset, *pair)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = [float(value) for value in evaluation.stats[:12]]
+    return {name: value if value >= 0 else float("nan") for name, value in zip(COCO_NAMES, stats)}
+
+
+def coco_evaluation(
+    annotations: Annotations, detections: Detections, pixel_offset: float, coco: Any, evaluator: Any
+) -> Any:
+    """A loaded `evaluator`, pycocotools' `COCOeval` or one like it; `coco` is the `COCO` that belongs to it."""
     kept = ~annotations.difficult
-    corner = annotations.box[kept, :2] - pixel_offset
-    boxes = np.concatenate([corner, annotations.box[kept, 2:] - corner], axis=1)
+    boxes = _sides(annotations.box[kept], pixel_offset)
     columns = zip(annotations.image[kept].tolist(), annotations.class_index[kept].tolist(), boxes.tolist())
-    ground_truth = {
+    truth = coco()
+    truth.dataset = {
         "images": [{"id": index + 1} for index in range(len(annotations.images))],
         "categories": [{"id": index + 1, "name": name} for index, name in enumerate(annotations.classes)],
         "annotations": [
@@ -43,37 +67,13 @@ def coco_numbers(annotations: Annotations, detections: Detections, pixel_offset:
             for number, (image, label, box) in enumerate(columns, 1)
         ],
     }
-    found_corner = detections.box[:, :2] - pixel_offset
-    rows = np.column_stack(
-        [
-            detections.image + 1,
-            found_corner,
-            detections.box[:, 2:] - found_corner,
-            detections.score,
-            detections.class_index + 1,
-        ]
-    )
-    if not len(rows) or not len(boxes):
-        return dict.fromkeys(COCO_NAMES, float("nan") if not len(boxes) else 0.0)
-    coco, evaluator = _tools()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-        truth = coco()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        evaluation = evaluator(truth, truth.loadRes(rows), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    stats = [float(value) for value in evaluation.stats[:12]]
-    return {name: value if value >= 0 else float("nan") for name, value in zip(COCO_NAMES, stats)}
+    truth.createIndex()
+    sides = _sides(detections.box, pixel_offset)
+    rows = np.column_stack([detections.image + 1, sides, detections.score, detections.class_index + 1])
+    return evaluator(truth, truth.loadRes(rows), "bbox")
 
 
-def _tools() -> tuple[Any, Any]:
-    try:
-        fast = importlib.import_module("faster_coco_eval")
-    except ImportError:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        return COCO, COCOeval
-    return fast.COCO, fast.COCOeval_faster
+def _sides(box: NDArray[np.float64], pixel_offset: float) -> NDArray[np.float64]:
+    """x, y, width, height in continuous pixels."""
+    corner = box[:, :2] - pixel_offset
+    return np.concatenate([corner, box[:, 2:] - corner], axis=1)

@@ -293,11 +293,10 @@ def _match(
             nearest, overlap = _nearest(gt_image[boxes], gt_box[boxes], image, det_box, rows, len(image_ids), offset)
             matched = np.flatnonzero(overlap >= iou_threshold)
             target = nearest.take(matched)
-            skip = gt_difficult[boxes].take(target)
-            hits, target = matched[~skip], target[~skip]
             first_hit = np.full(len(boxes), len(rows))
-            np.minimum.at(first_hit, target, hits)  # the best score stands first, so the smallest position wins
+            np.minimum.at(first_hit, target, matched)  # the best score stands first, so the smallest position wins
             true[first_hit[first_hit < len(rows)]] = True
+            skip = gt_difficult[boxes].take(target)
             if skip.any():
                 counted = np.ones(len(rows), dtype=bool)
                 counted[matched[skip]] = False
