@@ -183,7 +183,6 @@ def test_what_is_wrong_is_listed_with_its_line_and_the_rest_goes_on(tmp_path, na
     kept = {
         "nameless": CAT[1],
         "inverted": (10, 20, 30, 40),
-        "above": (xml([("cat", (1, -5, 20, 0))]), 3, "is outside the image (100 x 80): left out", True),
         "partly": (0, 1, 50, 9),
         "sizeless": (0, 1, 999, 9),
         "flag": (1, 1, 9, 9),

@@ -121,6 +121,7 @@ def test_val_through_a_data_yaml(kit, good, in_tmp, capsys):
 def test_val_refuses_in_one_line(kit, good, in_tmp, capsys, words, says):
     assert main(["val", *(word.format(kit=kit, good=good) for word in words)]) == 2
     assert says in capsys.readouterr().err
+    assert not list(in_tmp.glob("runs/val/*"))
 
 
 def test_files_are_evaluated_without_torch_ultralytics_or_matplotlib(kit, good, in_tmp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -84,15 +85,20 @@ def run(options: dict[str, Any]) -> int:
     _print_ground_truth(annotations)
     folder = run_folder("val", options)
     report_problems(annotations.problems, f"all of them in {folder / 'problems.txt'}")
+    try:
+        runs = [_evaluate(name, source, annotations, models.get(name), options) for name, source in sources.items()]
+    except BaseException:
+        with contextlib.suppress(OSError):  # not if it holds an earlier run
+            folder.rmdir()
+        raise
     if annotations.problems:
         _write(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
-
-    runs = [_evaluate(name, source, annotations, models.get(name), options) for name, source in sources.items()]
     replicates = options["bootstrap"]
     if replicates is None:
         replicates = _REPLICATES if len(runs) > 1 else 0
-    content = _report_one(runs[0], replicates, options) if len(runs) == 1 else None
-    if content is None:
+    if len(runs) == 1:
+        content = _report_one(runs[0], replicates, options)
+    else:
         content = _report_several(runs, replicates, options, folder)
     print(_not_yolo_val(runs))
     _leave_files(runs, folder, options)
