@@ -173,7 +173,7 @@ def _evaluate(
         print(f"note: {note}", file=sys.stderr)
     print(f"{name}: {detections}")
     if not len(detections.score):
-        print(f"warning: {source} holds no detections: every AP is 0", file=sys.stderr)
+        print(f"warning: no detections of {source} are left: every AP is 0", file=sys.stderr)
     result = evaluate_detections(annotations, detections, options["iou"], offset, options["recall_points"])
     coco = None
     if options["coco"] or (options["coco"] is None and len(detections.score) <= _CHEAP):

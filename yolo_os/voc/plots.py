@@ -30,9 +30,9 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
     figure, axes = _figure(rows, columns, (2.3 * columns + 0.6, 2.2 * rows + 0.9))
     for axis, index in zip(axes.flat, classes):
         curve = result.curve(index)
-        recall = np.concatenate([[0.0], curve.recall])
-        envelope = np.maximum.accumulate(np.append(curve.precision, 0.0)[::-1])[::-1][: len(curve.recall)]
-        axis.fill_between(recall[1:], envelope, step="pre", color=_BLUE, alpha=0.15, linewidth=0)
+        envelope = np.maximum.accumulate(np.append(curve.precision, 0.0)[::-1])[::-1]
+        steps = np.append(0.0, curve.recall), np.append(envelope[0], envelope[:-1])
+        axis.fill_between(*steps, step="pre", color=_BLUE, alpha=0.15, linewidth=0)
         axis.plot(curve.recall, curve.precision, color=_BLUE, linewidth=1.2)
         axis.set_title(result.names[index], fontsize=9, pad=3)
         axis.text(
