@@ -49,7 +49,9 @@ def main():
     for sampling in ("uniform", "foreground", "balanced"):
         for share in SHARES:
             model = copy.deepcopy(checkpoint.model)
-            report = shift_(model, used, recipe.replace(samples=share, sampling=sampling), held_out=unused)
+            report = shift_(
+                model, used, recipe.replace(method="sos", samples=share, sampling=sampling), held_out=unused
+            )
             drift = sorted(layer.drift for layer in report.layers)[len(report.layers) // 2]
             after = score(model)
             gain = bootstrap(before, after).map

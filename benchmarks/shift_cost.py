@@ -72,12 +72,11 @@ def main():
                 model(batch["img"].to(device).to(next(model.parameters()).dtype) / 255)
 
     def shifting(method):
-        collectors = {layer.name: method.collector(layer, recipe) for layer in head.layers}
+        collectors = {layer.name: method.collector(layer, recipe, {}) for layer in head.layers}
         run_pass(model, batches, head, collectors, Clock(device), lambda batches, _: batches, "")
         spent = time.perf_counter()
-        for layer in head.layers:
-            if method.refusal(layer, recipe) is None:
-                method.solve(collectors[layer.name], layer.matrix, recipe)
+        used = [layer for layer in head.layers if method.refusal(layer, recipe) is None]
+        method.solve([(layer, collectors[layer.name]) for layer in used], recipe, None)
         solves.append(time.perf_counter() - spent)
 
     plain()

@@ -55,7 +55,10 @@ def test_shift_writes_a_checkpoint_and_its_report(detector, digits, in_tmp, caps
     model = in_tmp / "best.pt"
     shutil.copy(detector, model)
     before = model.read_bytes()
-    assert run("shift", f"model={model}", f"data={digits}", "images=24", "held_out=16", "json=report.json") == 0
+    assert (
+        run("shift", f"model={model}", f"data={digits}", "images=24", "held_out=16", "method=sos", "json=report.json")
+        == 0
+    )
     out = capsys.readouterr().out
     assert "cv3.0" in out
     assert "shifted checkpoint: " in out
@@ -140,7 +143,7 @@ BAD = {
     "other classes": (["model={model}", "data={bad}/classes.yaml"], "has 2 classes and the model 10"),
     "unknown key": (["model={model}", "data={digits}", "sample=4"], "unknown key 'sample': did you mean samples"),
     "bad value": (["model={model}", "data={digits}", "samples=-1"], "samples=-1"),
-    "nothing to shift": (["model={model}", "data={digits}", "samples=500"], "no layer is left to shift"),
+    "nothing to shift": (["model={model}", "data={digits}", "method=sos", "samples=500"], "no layer is left to shift"),
     "no such layer": (["model={model}", "data={digits}", "layers=angle"], "layers=angle selects no layer"),
     "out is the model": (["model={model}", "data={digits}", "out={model}"], "the input is never changed"),
     "out nowhere": (["model={model}", "data={digits}", "out=none/a.pt"], "does not exist"),

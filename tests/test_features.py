@@ -14,6 +14,11 @@ def rows_of(features):
     return features.transpose(1, 2).reshape(-1, features.shape[1])
 
 
+def logit(score):
+    """Class logits of one class, whose probability is the score."""
+    return torch.logit(score.clamp(1e-6, 1 - 1e-6))[:, None]
+
+
 def is_row_of(rows, all_rows):
     return (rows[:, None] == all_rows[None]).all(2).any(1)
 
@@ -40,7 +45,7 @@ def test_columns_of_maps_and_queries():
 def test_gram_is_that_of_all_rows():
     gram, seen = Gram(), torch.cat([rows_of(batch) for batch in batches()]).double()
     for batch in batches():
-        gram.add(batch, Anchors())
+        gram.add(batch, batch, Anchors())
     torch.testing.assert_close(gram.matrix, seen.T @ seen, atol=1e-10, rtol=0)
     assert gram.count == len(seen)
     weight, bias = torch.randn(6, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
@@ -51,7 +56,7 @@ def test_gram_is_that_of_all_rows():
 def test_relative_change():
     gram = Gram()
     assert str(relative_change(gram, torch.ones(6, 1), torch.ones(6, 1))) == "nan"
-    gram.add(batches(1)[0], Anchors())
+    gram.add(batches(1)[0], batches(1)[0], Anchors())
     before = torch.randn(6, 2, dtype=torch.float64)
     assert relative_change(gram, before, before) == 0
     assert relative_change(gram, before, 1.1 * before) == pytest.approx(0.1)
@@ -64,7 +69,7 @@ def test_sample_holds_rows_that_were_there_and_is_reproducible(sampling):
         for number, batch in enumerate(batches()):
             generator = torch.Generator().manual_seed(number)
             score = torch.rand(2, 30, generator=generator)
-            collector.add(batch, Anchors(score, torch.randint(-1, 4, (2, 30), generator=generator)))
+            collector.add(batch, batch, Anchors(logit(score), torch.randint(-1, 4, (2, 30), generator=generator)))
         return collector.rows
 
     rows = sample()
@@ -79,7 +84,7 @@ def test_sample_holds_rows_that_were_there_and_is_reproducible(sampling):
 
 def test_fewer_rows_than_asked_for_are_all_kept():
     collector = RowSample(1000, "uniform", 0, "x")
-    collector.add(batches(1)[0], Anchors())
+    collector.add(batches(1)[0], batches(1)[0], Anchors())
     assert len(collector.rows) == 60 == collector.count
 
 
@@ -90,7 +95,7 @@ def test_uniform_sampling_gives_every_row_the_same_chance():
     for seed in range(500):
         collector = RowSample(6, "uniform", seed, "x")
         for batch in features:
-            collector.add(batch, Anchors())
+            collector.add(batch, batch, Anchors())
         drawn[collector.rows.long().flatten()] += 1
     assert drawn.sum() == 3000
     assert drawn.min() > 20
@@ -103,7 +108,7 @@ def test_foreground_sampling_follows_the_scores():
     score[0, :10] = 0.9
     for seed in range(20):
         collector = RowSample(10, "foreground", seed, "x")
-        collector.add(features, Anchors(score))
+        collector.add(features, features, Anchors(logit(score)))
         assert (collector.rows < 10).float().mean() >= 0.8
         assert collector.drawn == "foreground"
 
@@ -118,7 +123,8 @@ def test_balanced_sampling_has_every_class_that_occurs_and_the_stream_changes_no
 
     collector = RowSample(8, "balanced", 0, "x")
     for image in range(4):
-        collector.add(features[image : image + 1], Anchors(score[image : image + 1], labels[image : image + 1]))
+        one = features[image : image + 1]
+        collector.add(one, one, Anchors(logit(score[image : image + 1]), labels[image : image + 1]))
     kept = labels.flatten()[collector.rows.long().flatten()]
     assert {0, 1, 2} <= set(kept.tolist())
     assert (kept == 1).sum() == 1
@@ -131,7 +137,8 @@ def test_balanced_sampling_fills_up_with_background():
     labels = torch.full((1, 50), -1)
     labels[0, 4] = 3
     collector = RowSample(8, "balanced", 0, "x")
-    collector.add(torch.arange(50.0).reshape(1, 1, 50), Anchors(torch.rand(1, 50), labels))
+    features = torch.arange(50.0).reshape(1, 1, 50)
+    collector.add(features, features, Anchors(logit(torch.rand(1, 50)), labels))
     assert len(collector.rows) == 8
     assert 4.0 in collector.rows
 
@@ -153,7 +160,7 @@ def test_a_stream_keeps_what_one_batch_would(monkeypatch):
         given["at"] = 0
         collector = RowSample(17, "balanced", 0, "x")
         for part, label in zip(features.split(pieces, 2), labels.split(pieces, 1)):
-            collector.add(part, Anchors(None, label))
+            collector.add(part, part, Anchors(None, label))
         return set(collector.rows.flatten().tolist())
 
     whole = sample(120)
@@ -163,17 +170,18 @@ def test_a_stream_keeps_what_one_batch_would(monkeypatch):
 
 def test_what_is_missing_falls_back_and_is_said():
     collector = RowSample(4, "balanced", 0, "x")
-    collector.add(batches(1)[0], Anchors())
+    collector.add(batches(1)[0], batches(1)[0], Anchors())
     assert collector.drawn == "uniform"
     collector = RowSample(4, "balanced", 0, "x")
-    collector.add(batches(1)[0], Anchors(torch.rand(2, 30)))
+    collector.add(batches(1)[0], batches(1)[0], Anchors(logit(torch.rand(2, 30))))
     assert collector.drawn == "foreground"
 
 
 def test_half_precision_features():
     gram = Gram()
-    gram.add(batches(1)[0].half(), Anchors())
+    gram.add(batches(1)[0].half(), batches(1)[0].half(), Anchors())
     assert gram.matrix.dtype == torch.float64
     collector = RowSample(4, "foreground", 0, "x")
-    collector.add(batches(1)[0].bfloat16(), Anchors(torch.rand(2, 30).bfloat16()))
+    features = batches(1)[0].bfloat16()
+    collector.add(features, features, Anchors(logit(torch.rand(2, 30)).bfloat16()))
     assert collector.rows.dtype == torch.bfloat16

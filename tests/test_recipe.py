@@ -22,6 +22,8 @@ def test_every_method_named_exists():
         ({"images": 0}, "images=0"),
         ({"held_out": -1}, "held_out=-1"),
         ({"seed": -1}, "seed=-1"),
+        ({"keep": 1}, "keep=1.0: takes a share"),
+        ({"max_loss_rise": -0.1}, "max_loss_rise=-0.1"),
         ({"rtol": 2.0}, "rtol=2.0"),
         ({"layers": "cls,boxes"}, "layers=boxes: takes all, roles"),
         ({"sampling": "all"}, "sampling=all: use one of uniform"),
@@ -59,13 +61,17 @@ def test_yaml_round_trip(tmp_path):
     assert ShiftRecipe.from_yaml(file) == recipe
 
 
-@pytest.mark.parametrize("name", ["os", "sos", "sos_paper"])
+@pytest.mark.parametrize("name", ["budget", "os", "sos", "sos_paper"])
 def test_shipped_recipes_load_by_name(name):
     assert ShiftRecipe.from_yaml(name).method == name.split("_")[0]
 
 
 def test_the_shipped_sos_recipe_is_the_default_of_sos():
     assert ShiftRecipe.from_yaml("sos") == ShiftRecipe(method="sos")
+
+
+def test_the_shipped_budget_recipe_is_the_default():
+    assert ShiftRecipe.from_yaml("budget") == ShiftRecipe()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_every_family_is_shifted_and_otherwise_left_alone(family):
     model.model[0].eval()  # a mixture of modes must come back as it was
     before, had, modes = state(model), attributes(model), [module.training for module in model.modules()]
     batches = [labelled_batch(model, seed=seed) for seed in range(2)]
-    report = shift_(model, batches, ShiftRecipe(samples=0.5), held_out=[labelled_batch(model, seed=9)])
+    report = shift_(model, batches, ShiftRecipe(method="sos", samples=0.5), held_out=[labelled_batch(model, seed=9)])
 
     moved = {layer.name for layer in report.moved}
     assert moved
@@ -89,7 +89,7 @@ def test_outputs_are_kept_on_the_sample_when_it_is_all_there_is(model, batches):
     image = batches[0]["img"][:1]
     with torch.no_grad():
         before = model.eval()(image)[1]["scores"][..., -4:]  # the four anchor points of the coarsest level
-        shift_(model, [image], ShiftRecipe(samples=16, sampling="uniform", layers="cv3.2"))
+        shift_(model, [image], ShiftRecipe(method="sos", samples=16, sampling="uniform", layers="cv3.2"))
         after = model(image)[1]["scores"][..., -4:]
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
@@ -107,7 +107,7 @@ def test_os_with_full_rank_moves_nothing_and_says_so(model, batches):
 
 
 def test_a_second_shift_on_the_same_rows_changes_nothing(model, batches):
-    recipe = ShiftRecipe(samples=0.5, sampling="uniform")
+    recipe = ShiftRecipe(method="sos", samples=0.5, sampling="uniform")
     shift_(model, batches, recipe)
     before = [layer.matrix.clone() for layer in prediction_layers(model)]
     report = shift_(model, batches, recipe)
@@ -119,7 +119,7 @@ def test_a_second_shift_on_the_same_rows_changes_nothing(model, batches):
 def test_the_same_seed_gives_the_same_weights(untouched, batches):
     def weights(seed):
         model = copy.deepcopy(untouched)
-        shift_(model, batches, ShiftRecipe(seed=seed))
+        shift_(model, batches, ShiftRecipe(method="sos", seed=seed))
         return torch.cat([layer.matrix.flatten() for layer in prediction_layers(model)])
 
     assert torch.equal(weights(1), weights(1))
@@ -150,15 +150,15 @@ def test_the_loss_is_the_models_own(model, batches):
 
 
 def test_report_takes_the_loss_after_from_the_shifted_weights(model, batches):
-    report = shift_(model, batches, ShiftRecipe(samples=1, sampling="uniform"), held_out=batches[:1])
-    again = shift_(copy.deepcopy(model), batches, ShiftRecipe(samples=63), held_out=batches[:1])
+    report = shift_(model, batches, ShiftRecipe(method="sos", samples=1, sampling="uniform"), held_out=batches[:1])
+    again = shift_(copy.deepcopy(model), batches, ShiftRecipe(method="sos", samples=63), held_out=batches[:1])
     assert again.held_out.before["total"] == pytest.approx(report.held_out.after["total"], rel=1e-5)
     assert report.held_out.after["total"] != report.held_out.before["total"]
 
 
 def test_unlabelled_images_suffice_and_the_report_says_what_is_missing(model):
     images = [torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)]
-    report = shift_(model, images, ShiftRecipe(sampling="balanced"))
+    report = shift_(model, images, ShiftRecipe(method="sos", sampling="balanced"))
     assert report.moved
     assert {layer.sampling for layer in report.moved} == {"foreground"}
     assert report.loss.rise is None
@@ -168,7 +168,7 @@ def test_unlabelled_images_suffice_and_the_report_says_what_is_missing(model):
 
 
 def test_labels_reach_the_sampling(model, batches):
-    report = shift_(model, batches, ShiftRecipe(sampling="balanced"))
+    report = shift_(model, batches, ShiftRecipe(method="sos", sampling="balanced"))
     assert {layer.sampling for layer in report.moved} == {"balanced"}
 
 
@@ -189,14 +189,14 @@ def test_assigned_labels_are_those_of_the_batch(model, batches):
 
 
 def test_fewer_rows_than_classes_is_a_warning(model, batches):
-    report = shift_(model, batches, ShiftRecipe(samples=5, layers="cls"))
+    report = shift_(model, batches, ShiftRecipe(method="sos", samples=5, layers="cls"))
     assert any(
         "fewer rows than classes" in warning and "cv3.0 (5 rows, 80 outputs)" in warning for warning in report.warnings
     )
 
 
 def test_a_layer_whose_m_is_not_larger_than_the_sample_is_skipped(model, batches):
-    report = shift_(model, batches, ShiftRecipe(samples=70))
+    report = shift_(model, batches, ShiftRecipe(method="sos", samples=70))
     by_name = {layer.name: layer for layer in report.layers}
     assert by_name["cv2.0"].skipped == "a sample of 70 rows is not smaller than m = 64: nothing to shift"
     assert by_name["cv3.0"].skipped is None
@@ -205,7 +205,7 @@ def test_a_layer_whose_m_is_not_larger_than_the_sample_is_skipped(model, batches
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (ShiftRecipe(samples=80), "no layer is left to shift: cv2.0: a sample of 80 rows"),
+        (ShiftRecipe(method="sos", samples=80), "no layer is left to shift: cv2.0: a sample of 80 rows"),
         (ShiftRecipe(layers="mask"), "layers=mask selects no layer of this Detect head: it has cv2.0 \\(box\\)"),
         (ShiftRecipe(layers="cv9.*"), "selects no layer"),
     ],
@@ -266,7 +266,7 @@ def test_what_is_measured_is_what_reload_returns(model, batches):
         rounded.append(copied)
         return copied
 
-    report = shift_(model, batches, reload=half_and_back)
+    report = shift_(model, batches, ShiftRecipe(method="sos"), reload=half_and_back)
     norms = [float(layer.matrix.double().norm()) for layer in prediction_layers(rounded[0])]
     assert [layer.norm_after for layer in report.layers] == norms
     assert all(1e-6 < layer.residual < 1e-2 for layer in report.moved)  # rounding shows
@@ -291,7 +291,7 @@ def test_wrapped_models_and_half_batches(batches):
 
 
 def test_the_report_prints_and_saves(model, batches, tmp_path):
-    report = shift_(model, batches, ShiftRecipe(layers="cls"), held_out=batches[:1])
+    report = shift_(model, batches, ShiftRecipe(method="sos", layers="cls"), held_out=batches[:1])
     text = str(report)
     for expected in (
         "cv3.0",
@@ -338,8 +338,8 @@ def test_memory_is_bounded_whatever_the_number_of_images(model):
     sample, gram = RowSample(10, "uniform", 0, "x"), Gram()
     for _ in range(20):
         features = torch.randn(4, 8, 100)
-        sample.add(features, Anchors())
-        gram.add(features, Anchors())
+        sample.add(features, features, Anchors())
+        gram.add(features, features, Anchors())
         assert sample.rows.shape == (10, 8)
         assert sample.rows.untyped_storage().nbytes() == 10 * 8 * 4  # a copy, not a view of the batch
         assert gram.matrix.shape == (8, 8)

@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from yolo_os.heads import Head, PredictionLayer
+from yolo_os.heads import Head
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,40 @@ class Anchors:
     """What is known of the anchor points of one group in one batch, besides their features.
 
     Attributes:
-        score: (B, P), the largest class probability at each point; None where the head has no scores.
+        logits: (B, n, P), class logits at each point; None where the head has no scores.
         label: (B, P), the class that the training loss assigns to each point, -1 for background; None without labels.
+        batch: number of the batch in the data, whichever process sees it.
     """
 
-    score: Tensor | None = None
+    logits: Tensor | None = None
     label: Tensor | None = None
+    batch: int = 0
+
+    @cached_property
+    def score(self) -> Tensor | None:
+        """(B, P), the largest class probability."""
+        return None if self.logits is None else self.logits.amax(1).sigmoid()
+
+    @cached_property
+    def probability(self) -> Tensor | None:
+        """(B, n, P), class probabilities."""
+        return None if self.logits is None else self.logits.sigmoid()
+
+    @cached_property
+    def presence(self) -> Tensor | None:
+        """(B, P), the sum of class probabilities: what the model expects the assigned target scores to add up to."""
+        return None if self.probability is None else self.probability.sum(1)
 
 
 class Collector(Protocol):
     """Takes in the features of one layer batch by batch and keeps what a solve needs."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Rows taken in."""
 
-    def add(self, features: Tensor, anchors: Anchors) -> None:
-        """Take in one batch: features (B, m, P)."""
+    def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
+        """Take in one batch: features (B, m, P), the layer's outputs (B, n, P)."""
 
     def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
         """The sum over all rows a taken in of ||a @ weight + bias||^2; weight (m, n), bias (n,)."""
@@ -72,25 +92,24 @@ def as_columns(tensor: Tensor) -> Tensor:
 
 
 def anchors_of(
-    head: Head, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], labels: Mapping[str, Tensor]
+    head: Head, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], labels: Mapping[str, Tensor], batch: int = 0
 ) -> dict[str, Anchors]:
-    """Scores and labels of the anchor points, by group, from one captured forward pass.
+    """What is known of the anchor points, by group, from one captured forward pass.
 
     Args:
         head: the head that ran.
         seen: what `capture` noted of its scorers.
         labels: by branch, (B, anchors of all levels) assigned classes, -1 for background (see `TrainingLoss`).
+        batch: number of the batch.
     """
-    scores = {
-        group: as_columns(seen[scorer][1]).amax(1).sigmoid() for group, scorer in head.scorers.items() if scorer in seen
-    }
+    logits = {group: as_columns(seen[scorer][1]) for group, scorer in head.scorers.items() if scorer in seen}
     split: dict[str, Tensor] = {}
     for branch, label in labels.items():
-        groups = [group for group in scores if group.startswith(branch) and group[len(branch) :].isdigit()]
-        sizes = [scores[group].shape[1] for group in groups]
+        groups = [group for group in logits if group.startswith(branch) and group[len(branch) :].isdigit()]
+        sizes = [logits[group].shape[2] for group in groups]
         if sum(sizes) == label.shape[1]:
             split.update(zip(groups, torch.split(label, sizes, dim=1)))
-    return {group: Anchors(score, split.get(group)) for group, score in scores.items()}
+    return {group: Anchors(logit, split.get(group), batch) for group, logit in logits.items()}
 
 
 class RowSample:
@@ -121,8 +140,8 @@ class RowSample:
         """The sample, (at most `size`, m), in the precision of the features."""
         return torch.empty(0, 0) if self._rows is None else self._rows
 
-    def add(self, features: Tensor, anchors: Anchors) -> None:
-        """Take in one batch: features (B, m, P)."""
+    def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
+        """Take in one batch: features (B, m, P); outputs don't matter."""
         images, _, points = features.shape
         self.count += images * points
         if self._generator is None:
@@ -179,9 +198,8 @@ class Gram:
         self._matrix: Tensor | None = None
         self._sum: Tensor | None = None
 
-    def add(self, features: Tensor, anchors: Anchors) -> None:
-        """Take in one batch: features (B, m, P)."""
-        del anchors  # every row counts the same
+    def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
+        """Take in one batch: features (B, m, P); outputs and anchors don't matter, every row counts the same."""
         self.count += features.shape[0] * features.shape[2]
         where = "cpu" if features.device.type == "mps" else features.device  # MPS has no float64
         for image in features:  # one image at a time: a copy in float64 of a whole batch would be its largest tensor
@@ -197,6 +215,15 @@ class Gram:
         """A^T A, (m, m), float64."""
         return torch.zeros(0, 0, dtype=torch.float64) if self._matrix is None else self._matrix
 
+    @property
+    def moments(self) -> Tensor:
+        """The sum of [a; 1] [a; 1]^T, (m + 1, m + 1), float64."""
+        if self._matrix is None or self._sum is None:
+            return torch.zeros(0, 0, dtype=torch.float64)
+        column = self._sum[:, None]
+        corner = column.new_full((1, 1), self.count)
+        return torch.cat([torch.cat([self._matrix, column], 1), torch.cat([column.T, corner], 1)])
+
     def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
         """The sum over all rows a of ||a @ weight + bias||^2."""
         if self._matrix is None or self._sum is None:
@@ -206,7 +233,7 @@ class Gram:
         if bias is not None:
             bias = bias.to(self._matrix)
             total = total + 2 * (self._sum @ weight @ bias) + self.count * bias.square().sum()
-        return max(float(total), 0.0)
+        return float(total.clamp(min=0))
 
 
 def relative_change(collector: Collector, before: Tensor, after: Tensor, bias_change: Tensor | None = None) -> float:
@@ -214,8 +241,3 @@ def relative_change(collector: Collector, before: Tensor, after: Tensor, bias_ch
     size = collector.energy(before)
     change = collector.energy(after - before, bias_change)
     return math.sqrt(change / size) if size > 0 else (math.nan if collector.count == 0 else math.inf if change else 0.0)
-
-
-def features_of(layer: PredictionLayer, seen: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Tensor | None:
-    """A layer's input in one captured pass, (B, m, P); None if the layer did not run."""
-    return as_columns(seen[layer.module][0]) if layer.module in seen else None

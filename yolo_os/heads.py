@@ -97,8 +97,7 @@ def prediction_layers(model: Any) -> list[PredictionLayer]:
 
 def find_head(model: Any) -> Head:
     """The head of a model with its prediction layers, those refused, and its scorers; see `prediction_layers`."""
-    layers: Any = unwrap(model).model
-    head = layers[-1]
+    head = last_module(unwrap(model))
     kind = type(head).__name__
     if hasattr(head, "dec_score_head"):
         found = _rtdetr(head, kind)
@@ -114,6 +113,13 @@ def find_head(model: Any) -> Head:
             f"{found.refused[0].refused if found.refused else 'it is empty'}"
         )
     return found
+
+
+def last_module(bare: nn.Module) -> nn.Module:
+    """The head of a bare model (see `unwrap`)."""
+    sequence: Any = bare.model
+    head: nn.Module = sequence[-1]
+    return head
 
 
 def unwrap(model: Any) -> nn.Module:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolo_os.heads import last_module
+
 # Without these a batch holds no targets, and no loss can be taken of it.
 LABEL_KEYS = ("batch_idx", "cls", "bboxes")
 
@@ -78,11 +80,11 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
     try:
         if not all(name in given for name in ("box", "cls", "dfl")):
             loss.missing = "the model has no loss gains in its `args` (load it with YOLO(...) to have them)"
-        elif getattr(inner.model[-1], "cv2", inner) is None:
+        elif getattr(last_module(model), "cv2", model) is None:
             loss.missing = "the model is fused: the branch that its training loss needs is gone (take the unfused file)"
         else:
             if lacks_nc:
-                inner.nc = getattr(inner.model[-1], "nc", None)
+                inner.nc = getattr(last_module(model), "nc", None)
             inner.args = SimpleNamespace(**given)  # checkpoints hold a plain dict, criteria want attributes
             inner.criterion = inner.init_criterion()
             for branch, assigner in _assigners(inner.criterion):

@@ -15,7 +15,7 @@ from yolo_os.errors import UserError
 from yolo_os.keys import Key, reject_unknown
 from yolo_os.resources import resource
 
-METHODS = ("os", "sos")
+METHODS = ("os", "sos", "budget")
 SAMPLINGS = ("uniform", "foreground", "balanced")
 ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
 
@@ -33,10 +33,19 @@ class ShiftRecipe:
     """
 
     method: str = _setting(
-        "sos",
+        "budget",
         (str,),
-        "os: keep the outputs on all anchor points of the images; sos: keep them on a small sample",
+        "budget: the least norm at a given rise of the training loss; os: keep the outputs on all anchor points of the "
+        "images; sos: keep them on a small sample",
         METHODS,
+    )
+    keep: float = _setting(
+        0.6, (float,), "budget: share of the squared norm of the layers shifted that is left, or more if the guard says"
+    )
+    max_loss_rise: float | None = _setting(
+        0.002,
+        (float, type(None)),
+        "budget: the guard; largest rise of the training loss on held-out images, relative; None: no guard",
     )
     samples: int | float = _setting(
         0.75,
@@ -78,6 +87,9 @@ class ShiftRecipe:
             self.samples,
             "a share below 1, or a whole number",
         )
+        _require(0 < self.keep < 1, "keep", self.keep, "a share between 0 and 1")
+        tolerance = self.max_loss_rise
+        _require(tolerance is None or tolerance >= 0, "max_loss_rise", tolerance, "a share from 0, or None")
         _require(self.images >= 1, "images", self.images, "at least 1")
         _require(self.held_out >= 0, "held_out", self.held_out, "at least 0")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2147483647")

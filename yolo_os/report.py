@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolo_os.methods import Trial
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.runs import written_whole
 
@@ -77,6 +78,7 @@ class ShiftReport:
         held_out: loss on images that it did not use.
         precision: of the weights that were measured, such as `float16` for weights read back from a checkpoint.
         seconds: by phase.
+        trials: the shares of the norm that a guard looked at, and what it found.
         warnings: what a person should know before using the weights.
     """
 
@@ -86,6 +88,7 @@ class ShiftReport:
     held_out: LossReport
     precision: str
     seconds: dict[str, float]
+    trials: tuple[Trial, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -114,7 +117,8 @@ class ShiftReport:
         if rise is None:
             return f"{text}; no training loss could be measured, so what that cost is unknown."
         where = "images it did not use" if self.held_out.images else "its own calibration images (none were held out)"
-        change = f"the training loss on {where} {'rose' if rise > 0 else 'fell'} by {abs(rise):.2%}"
+        moved = f"{'rose' if rise > 0 else 'fell'} by {abs(rise):.2%}" if abs(rise) >= 5e-5 else "stayed to 0.01%"
+        change = f"the training loss on {where} {moved}"
         if rise > HARMFUL_RISE:
             return f"{text}, but {change}: this shift does harm."
         return f"{text}; {change}. Whether it generalises better is for a test set to say (yolo-os val)."
@@ -138,6 +142,10 @@ class ShiftReport:
                 terms = ", ".join(f"{name} {loss.before[name]:.4f} -> {loss.after[name]:.4f}" for name in loss.before)
                 rise = f" ({loss.rise:+.2%})" if loss.rise is not None else ""
                 lines.append(f"training loss, {loss.images} {title} images: {terms}{rise}")
+        for trial in self.trials:
+            if trial.rise is not None:
+                answer = "accepted" if trial.passed else "too much"
+                lines.append(f"guard: {trial.keep:.1%} of the squared norm, held-out loss {trial.rise:+.3%}: {answer}")
         lines.append("seconds: " + ", ".join(f"{phase} {spent:.2f}" for phase, spent in self.seconds.items()))
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines.append(self.verdict)
@@ -153,6 +161,7 @@ class ShiftReport:
             "loss_after": self.loss.after.get("total"),
             "loss": {"calibration": asdict(self.calibration), "held_out": asdict(self.held_out)},
             "layers": [asdict(layer) for layer in self.layers],
+            "guard": [asdict(trial) for trial in self.trials],
             "precision": self.precision,
             "seconds": self.seconds,
             "warnings": list(self.warnings),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ from torch import Tensor, nn
 
 from yolo_os.clock import Clock
 from yolo_os.errors import UserError
-from yolo_os.features import Anchors, Collector, Gram, RowSample, anchors_of, capture, features_of, relative_change
-from yolo_os.heads import Head, PredictionLayer, find_head, unwrap
+from yolo_os.features import Anchors, Collector, Gram, RowSample, anchors_of, as_columns, capture, relative_change
+from yolo_os.heads import Head, PredictionLayer, find_head, last_module, unwrap
 from yolo_os.loss import LossMean, has_labels, training_loss
-from yolo_os.methods import METHODS, Solution
+from yolo_os.methods import METHODS, Guard, Solution, Solved
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.report import LayerReport, LossReport, ShiftReport
 
@@ -77,18 +79,22 @@ def shift_(
 
     method = METHODS[recipe.method]
     chosen = [layer for layer in head.layers if layer.name not in skipped]
-    collectors = {layer.name: method.collector(layer, recipe) for layer in chosen}
+    gains = _gains(bare)
+    collectors = {layer.name: method.collector(layer, recipe, gains) for layer in chosen}
     grams = {layer.name: Gram() for layer in chosen}
     clock = Clock(next(bare.parameters()).device)
 
     loss_before = run_pass(bare, used, head, collectors, clock, progress, "features, loss")
     if not loss_before.images:
         raise UserError("the data holds no images: nothing to take features from")
-    unused_before = run_pass(bare, unused, head, grams, clock, progress, "held-out loss")
+    heads = _CachedHeads() if method.guarded and recipe.max_loss_rise is not None else None
+    unused_before = run_pass(bare, unused, head, grams, clock, progress, "held-out loss", heads)
 
     weights = {layer.name: layer.matrix.double() for layer in head.layers}
+    guard = _guard(bare, chosen, heads, unused_before, clock) if heads and unused_before.means() else None
     with clock("solve"):
-        solutions = _solve(chosen, collectors, recipe)
+        solved = _solve(chosen, collectors, recipe, guard)
+    solutions = solved.solutions
     for name, solution in solutions.items():
         if solution.unchanged:
             skipped[name] = solution.unchanged
@@ -96,7 +102,7 @@ def shift_(
         if layer.name not in solutions:
             skipped[layer.name] = "it does not run in eval mode, so it has no features"
 
-    with _put_back_on_error(head):
+    with _put_back(head.layers, only_on_error=True):
         for layer in chosen:
             if layer.name not in skipped:
                 _write(layer, solutions[layer.name])
@@ -122,7 +128,8 @@ def shift_(
         LossReport(loss_before.images, loss_before.means(), loss_after.means()),
         LossReport(unused_before.images, unused_before.means(), unused_after.means()),
         str(head.layers[0].module.weight.dtype).removeprefix("torch."),
-        clock.seconds(),
+        _seconds(clock),
+        solved.trials,
         (*_warnings(head, recipe, solutions, loss_before, unused_before), *_unreadable(used, unused)),
     )
 
@@ -170,6 +177,7 @@ def run_pass(
     clock: Clock,
     progress: Progress,
     title: str,
+    heads: _CachedHeads | None = None,
 ) -> LossMean:
     """One pass in eval mode: hand every layer's features to its collector, and take the training loss on the way.
 
@@ -178,6 +186,9 @@ def run_pass(
         batches: see `shift_`.
         head: of this model, or of another of the same architecture when there is nothing to collect.
         collectors: by layer name; layers without one are not captured.
+        clock: counts the seconds by phase.
+        progress, title: see `shift_`.
+        heads: keeps what the head is given for each labelled batch.
 
     Returns:
         The mean loss, without terms where the batches have no labels or the model no loss; counts the images.
@@ -186,8 +197,9 @@ def run_pass(
     mean = LossMean()
     layers = [layer for layer in head.layers if layer.name in collectors]
     captured = [layer.module for layer in layers] + (list(head.scorers.values()) if layers else [])
-    with eval_mode(model), torch.no_grad(), training_loss(model) as loss, capture(captured) as seen:
-        for batch in clock.loading(progress(batches, title)):
+    hook = last_module(model).register_forward_pre_hook(heads.note) if heads else contextlib.nullcontext()
+    with eval_mode(model), torch.no_grad(), training_loss(model) as loss, capture(captured) as seen, hook:
+        for number, batch in enumerate(clock.loading(progress(batches, title))):
             moved = _on_device(batch, weight)
             images = len(moved["img"])
             with clock("forward"):
@@ -197,15 +209,23 @@ def run_pass(
             if loss.missing is None and has_labels(moved):
                 with clock("loss"):
                     terms = loss(moved, predictions)
+                if heads:
+                    heads.keep(moved)
             mean.add(terms, images)
             with clock("features"):
-                anchors = anchors_of(head, seen, loss.labels) if layers else {}
+                anchors = anchors_of(head, seen, loss.labels, number) if layers else {}
                 for layer in layers:
-                    features = features_of(layer, seen)
-                    if features is not None:
-                        collectors[layer.name].add(features, anchors.get(layer.group, Anchors()))
+                    if layer.module in seen:
+                        features, outputs = map(as_columns, seen[layer.module])
+                        collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=number)))
                 seen.clear()
     return mean
+
+
+def _seconds(clock: Clock) -> dict[str, float]:
+    """Seconds by phase; the guard runs inside the solve and counts apart."""
+    seconds = clock.seconds()
+    return {**seconds, "solve": seconds["solve"] - seconds.get("guard", 0.0)}
 
 
 @contextmanager
@@ -233,19 +253,61 @@ def _on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
     return entries
 
 
+class _CachedHeads:
+    """What the head was given for each batch, so that it can be run again without the backbone."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """The hook: notes the inputs of the head. Lists are copied, since some heads write into theirs."""
+        self.inputs = tuple(list(given) if isinstance(given, list) else given for given in inputs)
+
+    def keep(self, batch: dict[str, Any]) -> None:
+        """Keep the inputs just noted with their labels; of the images only their number, which is all a loss asks."""
+        self.batches.append((self.inputs, {**batch, "img": batch["img"].new_empty(len(batch["img"]), 0)}))
+
+    def loss(self, model: nn.Module, clock: Clock) -> float:
+        """The mean total loss of the model's head as it is now."""
+        mean, head = LossMean(), last_module(model)
+        with eval_mode(model), torch.no_grad(), training_loss(model) as loss, clock("guard"):
+            for inputs, batch in self.batches:
+                predictions = head(*(list(given) if isinstance(given, list) else given for given in inputs))
+                mean.add(loss(batch, predictions), len(batch["img"]))
+        return mean.means()["total"]
+
+
+def _guard(
+    model: nn.Module, layers: list[PredictionLayer], heads: _CachedHeads, before: LossMean, clock: Clock
+) -> Guard:
+    """The held-out loss with solutions written in for a moment: only the head is run again."""
+
+    def loss_with(solutions: Mapping[str, Solution]) -> float:
+        with _put_back(layers):
+            for layer in layers:
+                if layer.name in solutions:
+                    _write(layer, solutions[layer.name])
+            return heads.loss(model, clock)
+
+    return Guard(before.means()["total"], loss_with)
+
+
+def _gains(model: nn.Module) -> dict[str, float]:
+    """The gains of the model's training loss, as far as its `args` say."""
+    args = getattr(model, "args", None)
+    given = dict(args) if isinstance(args, Mapping) else dict(vars(args)) if args is not None else {}
+    return {name: float(given[name]) for name in ("cls", "dfl", "box", "pose") if given.get(name) is not None}
+
+
 def _solve(
-    layers: Iterable[PredictionLayer], collectors: Mapping[str, Collector], recipe: ShiftRecipe
-) -> dict[str, Solution]:
-    """By layer name, for the layers that had features."""
-    solutions = {}
-    for layer in layers:
-        if not collectors[layer.name].count:
-            continue
-        try:
-            solutions[layer.name] = METHODS[recipe.method].solve(collectors[layer.name], layer.matrix, recipe)
-        except ValueError as error:
-            raise UserError(f"layer {layer.name}: {error}: look for broken images or weights") from None
-    return solutions
+    layers: Iterable[PredictionLayer], collectors: Mapping[str, Collector], recipe: ShiftRecipe, guard: Guard | None
+) -> Solved:
+    """The method's solution for the layers that had features."""
+    seen = [(layer, collectors[layer.name]) for layer in layers if collectors[layer.name].count]
+    for layer, collector in seen:
+        if not math.isfinite(collector.energy(layer.matrix.double())):
+            raise UserError(f"layer {layer.name}: its features hold NaN or infinity: look for broken images")
+    return METHODS[recipe.method].solve(seen, recipe, guard)
 
 
 @torch.no_grad()
@@ -258,19 +320,19 @@ def _write(layer: PredictionLayer, solution: Solution) -> None:
 
 
 @contextmanager
-def _put_back_on_error(head: Head) -> Iterator[None]:
-    """Undo a shift that does not come to its end, an interruption included."""
-    tensors = [
-        tensor for layer in head.layers for tensor in (layer.module.weight, layer.module.bias) if tensor is not None
-    ]
+def _put_back(layers: Sequence[PredictionLayer], only_on_error: bool = False) -> Iterator[None]:
+    """Undo what a block does to layers; or only what one does that does not come to its end, interruptions included."""
+    tensors = [tensor for layer in layers for tensor in (layer.module.weight, layer.module.bias) if tensor is not None]
     saved = [tensor.detach().clone() for tensor in tensors]
+    done = False
     try:
         yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved):
-                tensor.copy_(value)
-        raise
+        done = only_on_error
+    finally:
+        if not done:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, saved):
+                    tensor.copy_(value)
 
 
 def _layer_report(

@@ -1,4 +1,4 @@
-"""The linear algebra of the shift: least-norm solutions of A V = Z with the outputs Z = A V held fixed.
+"""The linear algebra of the shift: least-norm solutions of A V = Z with the outputs Z = A V held fixed, or nearly.
 
 Pure tensors; nothing here knows a network. A is (b, m), one row of features per anchor point; V is (m, n), the
 weight of a prediction layer; all solutions with the same outputs on A differ by a part of V that A cannot see, and
@@ -12,7 +12,9 @@ features are exact numbers once they are there).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -113,6 +115,88 @@ def independent_rows(rows: Tensor, rtol: float | None = None) -> Tensor:
     length = torch.stack(lengths)
     count = int((length > rtol * length[0]).cumprod(0).sum())  # the one host synchronisation
     return torch.stack(pivots)[:count].sort().values.to(rows.device)
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """One layer on the way from V to 0, by a trade of loss against norm; diagonalised, so that every step is cheap.
+
+    With a quadratic model of the loss in the layer's weight, output by output,
+
+        minimise  1/2 (v' - v)^T C (v' - v) + mu/2 ||v'||^2,   C the curvature of the loss in v,
+
+    and C = U diag(l) U^T, the solution is v' = U diag(l / (l + mu)) U^T v: directions that the loss feels stay, those
+    that it does not feel go. Over all layers, one mu is the optimum: every direction then pays the same loss per unit
+    of squared norm. mu -> 0 is the exact shift: all that the loss feels stays, the least norm in the rest.
+
+    Attributes:
+        weight: V, (m, n), float64.
+        mean: (n, m), the features' mean under each output's weights; the bias takes up its part of the change.
+        values: l, (n, m), from smallest to largest.
+        vectors: U, (n, m, m), or (1, m, m) where the outputs share one.
+    """
+
+    weight: Tensor
+    mean: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, moments: Tensor, weight: Tensor) -> Shrinkage:
+        """From sums over anchor points of w [a; 1] [a; 1]^T with w the curvature of the loss in each output.
+
+        Args:
+            moments: (n, m + 1, m + 1), float64.
+            weight: V, (m, n).
+
+        Raises:
+            ValueError: if either holds NaN or infinity.
+        """
+        if not torch.isfinite(moments).all() or not torch.isfinite(weight).all():
+            raise ValueError("the features or weights hold NaN or infinity")
+        gram, mean = centred(moments)
+        values, vectors = torch.linalg.eigh(gram)
+        return cls(in_float64(weight), mean, values.clamp(min=0), vectors)
+
+    def norm2(self, mu: float) -> float:
+        """||V'||^2."""
+        return float((self._inside * self._kept(mu)).square().sum())
+
+    def rise(self, mu: float) -> float:
+        """The quadratic model's rise of the loss."""
+        return float(0.5 * (self.values * (self._inside * (1 - self._kept(mu))).square()).sum())
+
+    def solve(self, mu: float) -> tuple[Tensor, Tensor]:
+        """V' (m, n), and what is added to the bias (n,)."""
+        new = torch.einsum("nmk,nk->mn", self.vectors, self._inside * self._kept(mu))
+        return new, ((self.weight - new) * self.mean.T).sum(0)
+
+    @cached_property
+    def _inside(self) -> Tensor:
+        """V in the eigenvectors' coordinates, (n, m)."""
+        return torch.einsum("nmk,mn->nk", self.vectors, self.weight)
+
+    def _kept(self, mu: float) -> Tensor:
+        return self.values / (self.values + mu)
+
+
+def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of w [a; 1] [a; 1]^T, (n, m + 1, m + 1), as those of w (a - mean)(a - mean)^T, and the mean (n, m)."""
+    mass = moments[:, -1, -1].clamp(min=torch.finfo(moments.dtype).tiny)
+    mean = moments[:, :-1, -1] / mass[:, None]
+    gram = moments[:, :-1, :-1] - mass[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    return (gram + gram.mT) / 2, mean
+
+
+def mu_for_norm(layers: Sequence[Shrinkage], kept: float) -> float:
+    """The one mu that leaves a share `kept` of the squared norm of all layers together, to a millionth."""
+    target = kept * sum(float(layer.weight.square().sum()) for layer in layers)
+    low, high = 1e-30, 1e10  # bisection of log mu: the norm falls strictly as mu grows
+    while high / low > 1 + 1e-6:
+        middle = (low * high) ** 0.5
+        enough = sum(layer.norm2(middle) for layer in layers) >= target
+        low, high = (middle, high) if enough else (low, middle)
+    return low
 
 
 def default_rtol(rows: Tensor) -> float:

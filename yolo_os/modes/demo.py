@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from yolo_os.voc.bootstrap import Difference
     from yolo_os.voc.evaluation import VOCResult
 
-RECIPES = ("os", "sos", "sos_paper")
+RECIPES = ("os", "sos_paper", "sos", "budget")
 
 KEYS = (
     Key("device", (str,), "", "cpu, 0, cuda:0, mps; a GPU where there is one if not given"),

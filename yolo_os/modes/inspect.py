@@ -95,7 +95,7 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
     """Every layer as it is; with data, the rank and singular values of its features over all anchor points."""
     from yolo_os.clock import Clock
     from yolo_os.features import Gram
-    from yolo_os.methods import METHODS
+    from yolo_os.methods import OS
     from yolo_os.recipe import ShiftRecipe
     from yolo_os.report import LayerReport
     from yolo_os.shift import check_finite, run_pass
@@ -118,7 +118,7 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
             raise UserError(f"data={options['data']}: none of the images drawn can be read")
         for layer in head.layers:
             if grams[layer.name].count:
-                found[layer.name] = METHODS["os"].solve(grams[layer.name], layer.matrix, recipe)
+                found[layer.name] = OS().solve_layer(grams[layer.name], layer.matrix, recipe)
     return [
         LayerReport(
             layer.name,

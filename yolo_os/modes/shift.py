@@ -35,7 +35,7 @@ KEYS = (
     *MODEL_KEYS,
     Key("data", (str,), None, "data set YAML, its shipped name, or a VOCdevkit folder", required=True),
     Key("out", (str,), None, "the shifted checkpoint; None: the model's name with -os, beside it"),
-    Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (os, sos, sos_paper)"),
+    Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (budget, os, sos, sos_paper)"),
     *recipe_keys(),
     *DATA_KEYS,
     Key("json", (str,), None, "also write the report as JSON to this path"),
