@@ -69,7 +69,8 @@ def test_sample_holds_rows_that_were_there_and_is_reproducible(sampling):
         for number, batch in enumerate(batches()):
             generator = torch.Generator().manual_seed(number)
             score = torch.rand(2, 30, generator=generator)
-            collector.add(batch, batch, Anchors(logit(score), torch.randint(-1, 4, (2, 30), generator=generator)))
+            label = torch.randint(-1, 4, (2, 30), generator=generator)
+            collector.add(batch, batch, Anchors(logit(score), label, number))
         return collector.rows
 
     rows = sample()
@@ -94,8 +95,8 @@ def test_uniform_sampling_gives_every_row_the_same_chance():
     features = torch.arange(60.0).reshape(3, 1, 1, 20)
     for seed in range(500):
         collector = RowSample(6, "uniform", seed, "x")
-        for batch in features:
-            collector.add(batch, batch, Anchors())
+        for number, batch in enumerate(features):
+            collector.add(batch, batch, Anchors(batch=number))
         drawn[collector.rows.long().flatten()] += 1
     assert drawn.sum() == 3000
     assert drawn.min() > 20
@@ -124,7 +125,7 @@ def test_balanced_sampling_has_every_class_that_occurs_and_the_stream_changes_no
     collector = RowSample(8, "balanced", 0, "x")
     for image in range(4):
         one = features[image : image + 1]
-        collector.add(one, one, Anchors(logit(score[image : image + 1]), labels[image : image + 1]))
+        collector.add(one, one, Anchors(logit(score[image : image + 1]), labels[image : image + 1], image))
     kept = labels.flatten()[collector.rows.long().flatten()]
     assert {0, 1, 2} <= set(kept.tolist())
     assert (kept == 1).sum() == 1

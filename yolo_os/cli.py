@@ -6,6 +6,7 @@ Help, the version and a mistyped mode or key are answered without importing torc
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -27,7 +28,11 @@ MODES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 unforeseen error, 2 bad input, 130 interrupted)."""
+    """Run one command; returns the exit code.
+
+    0: done. 1: an unforeseen error. 2: bad input, nothing done. 3: done, but broken annotations were left out.
+    130: interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -36,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"yolo-os: error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike, one says so
+            print(f"yolo-os: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("yolo-os: interrupted; what was finished before is kept", file=sys.stderr)

@@ -19,14 +19,14 @@ target score of the assigner: BCE trains it to be that in expectation.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from yolo_os.features import Anchors, Gram
+from yolo_os.features import Anchors, Gram, generator_for
 from yolo_os.heads import PredictionLayer
+from yolo_os.processes import add_up
 from yolo_os.solve import Shrinkage, centred
 
 # Anchor points per image and level whose curvature is used: at most so many, and at most this share of them. Few of
@@ -78,8 +78,7 @@ class CurvatureGram:
         presence = anchors.presence
         if presence is None or presence.shape != (images, points):
             presence = features.new_ones(images, points)
-        seed = zlib.crc32(f"{self._seed}/{self.layer.name}/{anchors.batch}".encode())
-        generator = torch.Generator(features.device).manual_seed(seed)
+        generator = generator_for(features.device, self._seed, self.layer.name, anchors.batch)
         rows_wanted = images * min(ROWS, max(4, round(ROWS_SHARE * points)))
         chance = _chances(self._share(anchors, presence).flatten(), rows_wanted)
         drawn = (torch.rand(len(chance), generator=generator, device=features.device) < chance).nonzero()[:, 0]
@@ -93,6 +92,13 @@ class CurvatureGram:
         self._weighted = weighted if self._weighted is None else self._weighted + weighted
         total = presence.to(where, torch.float64).sum()
         self.presence = self.presence.to(total.device) + total
+
+    def merge(self) -> None:
+        """Add up the sums of all processes."""
+        self.all.merge()
+        self.presence = add_up(self.presence)
+        if self._weighted is not None:
+            self._weighted = add_up(self._weighted)
 
     def _share(self, anchors: Anchors, presence: Tensor) -> Tensor:
         """(B, P): what the chance of an anchor point follows, its share of the curvature or a near cheap thing to it.

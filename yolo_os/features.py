@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_os.heads import Head
+from yolo_os.processes import add_up, gather, world_size
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Collector(Protocol):
 
     def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
         """Take in one batch: features (B, m, P), the layer's outputs (B, n, P)."""
+
+    def merge(self) -> None:
+        """Add up what all processes took in; nothing to do for one."""
 
     def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
         """The sum over all rows a taken in of ||a @ weight + bias||^2; weight (m, n), bias (n,)."""
@@ -112,6 +116,12 @@ def anchors_of(
     return {group: Anchors(logit, split.get(group), batch) for group, logit in logits.items()}
 
 
+def generator_for(device: torch.device, *key: object) -> torch.Generator:
+    """A random generator for a seed, a layer and the number of a batch: the same whichever process sees the batch."""
+    # 32 bits: a CPU generator ignores any above them.
+    return torch.Generator(device).manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
+
+
 class RowSample:
     """A sample of at most `size` rows, the same as if all rows had been there at once to choose from.
 
@@ -128,9 +138,7 @@ class RowSample:
         self.sampling = sampling
         self.drawn = "uniform"  # what the sampling came to: foreground needs scores, balanced needs labels too
         self.count = 0
-        # Layers draw independently, and each the same again; 32 bits, since a CPU generator ignores any above them.
-        self._seed = zlib.crc32(f"{seed}/{name}".encode())
-        self._generator: torch.Generator | None = None
+        self._seed, self._name = seed, name
         self._rows: Tensor | None = None  # (k, m)
         self._keys: Tensor | None = None  # (k,)
         self._labels: Tensor | None = None  # (k,), -1 for background
@@ -144,9 +152,8 @@ class RowSample:
         """Take in one batch: features (B, m, P); outputs don't matter."""
         images, _, points = features.shape
         self.count += images * points
-        if self._generator is None:
-            self._generator = torch.Generator(features.device).manual_seed(self._seed)
-        uniform = torch.rand(images * points, generator=self._generator, device=features.device)
+        generator = generator_for(features.device, self._seed, self._name, anchors.batch)
+        uniform = torch.rand(images * points, generator=generator, device=features.device)
         keys = uniform.clamp(min=1e-30).log()
         if self.sampling != "uniform" and anchors.score is not None and anchors.score.shape == (images, points):
             keys = keys / anchors.score.flatten().to(keys.dtype).clamp(min=1e-12)
@@ -158,13 +165,26 @@ class RowSample:
         best = self._best(keys, labels)
         rows = features[torch.div(best, points, rounding_mode="floor"), :, best % points]
         keys, labels = keys[best], labels[best]
+        self._keep([rows], [keys], [labels])
+
+    def merge(self) -> None:
+        """Choose among the samples of all processes."""
+        if world_size() == 1 or self._rows is None or self._keys is None or self._labels is None:
+            return
+        device = self._rows.device
+        everyone = gather((self._rows.cpu(), self._keys.cpu(), self._labels.cpu()))
+        self._rows = self._keys = self._labels = None
+        rows, keys, labels = ([each.to(device) for each in column] for column in zip(*everyone))
+        self._keep(rows, keys, labels)
+        self.count = sum(gather(self.count))
+
+    def _keep(self, rows: list[Tensor], keys: list[Tensor], labels: list[Tensor]) -> None:
+        """Of what is kept so far and these, keep the best."""
         if self._rows is not None and self._keys is not None and self._labels is not None:
-            rows, keys, labels = (
-                torch.cat(pair) for pair in ((self._rows, rows), (self._keys, keys), (self._labels, labels))
-            )
-            best = self._best(keys, labels)
-            rows, keys, labels = rows[best], keys[best], labels[best]
-        self._rows, self._keys, self._labels = rows, keys, labels
+            rows, keys, labels = [self._rows, *rows], [self._keys, *keys], [self._labels, *labels]
+        all_keys, all_labels = torch.cat(keys), torch.cat(labels)
+        best = self._best(all_keys, all_labels)
+        self._rows, self._keys, self._labels = torch.cat(rows)[best], all_keys[best], all_labels[best]
 
     def _best(self, keys: Tensor, labels: Tensor) -> Tensor:
         """Indices of the `size` rows to keep, best first.
@@ -209,6 +229,12 @@ class Gram:
                 self._sum = columns.new_zeros(len(columns))
             self._matrix.addmm_(columns, columns.T)
             self._sum += columns.sum(1)
+
+    def merge(self) -> None:
+        """Add up the Gram matrices of all processes."""
+        if world_size() > 1 and self._matrix is not None and self._sum is not None:
+            self._matrix, self._sum = add_up(self._matrix), add_up(self._sum)
+            self.count = sum(gather(self.count))
 
     @property
     def matrix(self) -> Tensor:

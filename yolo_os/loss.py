@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_os.heads import last_module
+from yolo_os.processes import add_up, gather, world_size
 
 # Without these a batch holds no targets, and no loss can be taken of it.
 LABEL_KEYS = ("batch_idx", "cls", "bboxes")
@@ -30,6 +31,12 @@ class LossMean:
         for name, value in terms.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self._sums[name] = self._sums.get(name, 0.0) + value * images
+
+    def merge(self) -> None:
+        """Add up what all processes took in; nothing to do for one."""
+        if world_size() > 1:
+            self._sums = {name: add_up(value) for name, value in self._sums.items()}
+            self.images = sum(gather(self.images))
 
     def means(self) -> dict[str, float]:
         """Mean of each term, `total` first; empty if nothing was taken in."""

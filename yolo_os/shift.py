@@ -18,6 +18,7 @@ from yolo_os.features import Anchors, Collector, Gram, RowSample, anchors_of, as
 from yolo_os.heads import Head, PredictionLayer, find_head, last_module, unwrap
 from yolo_os.loss import LossMean, has_labels, training_loss
 from yolo_os.methods import METHODS, Guard, Solution, Solved
+from yolo_os.processes import broadcast_, gather, rank, world_size
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.report import LayerReport, LossReport, ShiftReport
 
@@ -40,6 +41,9 @@ def shift_(
     progress: Progress = _silent,
 ) -> ShiftReport:
     """Shift the prediction layers of a model, in place; everything else of the model is left as it was.
+
+    In a process group every process must call this, each with its share of the batches: statistics and losses are
+    added up over all, and all end with the same weights.
 
     Features and losses are those of eval mode (running BatchNorm statistics), without gradients, on the device and
     in the precision of the model. If anything fails, the weights are put back.
@@ -106,6 +110,8 @@ def shift_(
         for layer in chosen:
             if layer.name not in skipped:
                 _write(layer, solutions[layer.name])
+                for tensor in layer.module.parameters():
+                    broadcast_(tensor)
         measured = unwrap(reload()) if reload else bare
         loss_after = run_pass(measured, used, head, {}, clock, progress, "loss after")
         unused_after = run_pass(measured, unused, head, {}, clock, progress, "held-out loss after")
@@ -199,7 +205,8 @@ def run_pass(
     captured = [layer.module for layer in layers] + (list(head.scorers.values()) if layers else [])
     hook = last_module(model).register_forward_pre_hook(heads.note) if heads else contextlib.nullcontext()
     with eval_mode(model), torch.no_grad(), training_loss(model) as loss, capture(captured) as seen, hook:
-        for number, batch in enumerate(clock.loading(progress(batches, title))):
+        for local, batch in enumerate(clock.loading(progress(batches, title))):
+            number = local * world_size() + rank()
             moved = _on_device(batch, weight)
             images = len(moved["img"])
             with clock("forward"):
@@ -219,6 +226,9 @@ def run_pass(
                         features, outputs = map(as_columns, seen[layer.module])
                         collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=number)))
                 seen.clear()
+    for layer in layers:
+        collectors[layer.name].merge()
+    mean.merge()
     return mean
 
 
@@ -274,6 +284,7 @@ class _CachedHeads:
             for inputs, batch in self.batches:
                 predictions = head(*(list(given) if isinstance(given, list) else given for given in inputs))
                 mean.add(loss(batch, predictions), len(batch["img"]))
+        mean.merge()
         return mean.means()["total"]
 
 
@@ -393,7 +404,8 @@ def _warnings(
 
 def _unreadable(*passes: Iterable[Batch]) -> Iterator[str]:
     """A warning of the images that our own batches (`integration.data.Batches`) had to leave out."""
-    files = sorted(set().union(*(getattr(batches, "unreadable", ()) for batches in passes)))
+    found = [set(getattr(batches, "unreadable", ())) for batches in passes]
+    files = sorted(set().union(*(each for everyone in gather(found) for each in everyone)))
     if files:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
         yield f"{len(files)} images could not be read and were left out: {names}"

@@ -56,6 +56,14 @@ class Checkpoint:
         """Records of the shifts made to it so far, first to last."""
         return list(self.contents.get(RECORD) or [])
 
+    def rounded(self, model: nn.Module) -> nn.Module:
+        """A copy of a model of this architecture as it would be read back after it was saved: in stored precision."""
+        copied = copy.deepcopy(model)
+        for layer in find_head(copied).layers:
+            for tensor in layer.module.parameters():
+                tensor.data.copy_(tensor.data.to(self.precision))
+        return copied
+
 
 def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     """Read an Ultralytics checkpoint.

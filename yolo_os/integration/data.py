@@ -18,6 +18,7 @@ from ultralytics.nn.tasks import guess_model_task
 
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head
+from yolo_os.processes import first_process_first, rank, world_size
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.voc.annotations import class_names, find_roots
 from yolo_os.voc.dataset import dataset_for, is_devkit
@@ -25,6 +26,8 @@ from yolo_os.voc.dataset import dataset_for, is_devkit
 
 class Batches:
     """Batches of a fixed list of images, the same at every pass, without augmentation and letterboxed to a square.
+
+    Of several processes, each has its share of the batches.
 
     Attributes:
         images: how many images it draws on.
@@ -35,8 +38,14 @@ class Batches:
         self.images = len(indices)
         listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
         self.unreadable = listed - {str(file) for file in dataset.im_files}  # dropped when the split was scanned
+        groups = [list(range(start, min(start + batch, len(indices)))) for start in range(0, len(indices), batch)]
+        if groups and len(groups) < world_size():
+            raise UserError(f"{len(groups)} batches can't be shared by {world_size()} processes: take a smaller batch=")
         self._loader = DataLoader(
-            Subset(_Readable(dataset), indices), batch, num_workers=workers, collate_fn=_collate_with(dataset)
+            Subset(_Readable(dataset), indices),
+            batch_sampler=groups[rank() :: world_size()],
+            num_workers=workers,
+            collate_fn=_collate_with(dataset),
         )
 
     def __len__(self) -> int:
@@ -104,7 +113,8 @@ def calibration_batches(
     Raises:
         UserError: if there is no such data set or split, or none of its images can be read.
     """
-    dataset = open_dataset(model, data, split, imgsz, batch)
+    with first_process_first():  # which writes the caches
+        dataset = open_dataset(model, data, split, imgsz, batch)
     total = len(dataset)
     held_out = min(recipe.held_out, total // 4) if total < recipe.images + recipe.held_out else recipe.held_out
     used = min(recipe.images, total - held_out)

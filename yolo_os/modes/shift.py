@@ -46,6 +46,7 @@ EXAMPLES = (
     "yolo-os shift model=best.pt data=my.yaml",
     "yolo-os shift model=best.pt data=VOCdevkit layers=cls samples=48 out=best-os.pt",
     "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
+    "torchrun --nproc-per-node 4 -m yolo_os shift model=best.pt data=my.yaml images=10000",
 )
 
 
@@ -71,21 +72,33 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
     for path in filter(None, (out, options["json"])):
         check_writable(Path(path))
 
+    from yolo_os.processes import process_group
+
+    with process_group():
+        return _shift(options, recipe, source, out)
+
+
+def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path) -> tuple[ShiftReport, Path]:
+    """The shift itself, in one of several processes: all of them compute, the first one writes and prints."""
     from yolo_os.heads import find_head
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
     from yolo_os.integration.data import calibration_batches
     from yolo_os.integration.device import choose_device
     from yolo_os.integration.progress import progress_bar
+    from yolo_os.processes import local_device, rank
     from yolo_os.shift import check_finite, plan, shift_
 
     checkpoint = load_checkpoint(source, options["trust"])
     plan(find_head(checkpoint.model), recipe)
     check_finite(checkpoint.model)
-    device = choose_device(options["device"])
+    device = choose_device(options["device"] or local_device())
     model = checkpoint.model.to(device)
     loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
     used, held_out = calibration_batches(model, options["data"], recipe, **loading)
 
+    if rank() > 0:
+        report = shift_(model, used, recipe, held_out=held_out, reload=lambda: checkpoint.rounded(model))
+        return report, out
     with written_whole(out) as temporary:
 
         def save_and_read_back() -> Any:
