@@ -26,12 +26,14 @@ from torch import Tensor
 
 from yolo_os.features import Anchors, Gram, generator_for
 from yolo_os.heads import PredictionLayer
-from yolo_os.processes import add_up
+from yolo_os.processes import add_up, gather
 from yolo_os.solve import Shrinkage, centred
 
 # Anchor points per image and level whose curvature is used: at most so many, and at most this share of them. Few of
 # them hold an object, and the draw goes by that, so more change nothing that can be measured (docs/budget.md).
-ROWS, ROWS_SHARE = 64, 1 / 16
+ROWS, ROWS_SHARE = 64, 1 / 32
+# Anchor points per image and level that enter the sums with equal weight, for the floor, the rank and the residual.
+UNIFORM = 256
 # The curvature that every anchor point has at least, as a share of the mean: keeps what the loss hardly feels today,
 # such as the ranking of rare classes, from going altogether.
 FLOOR = 0.01
@@ -49,13 +51,14 @@ class CurvatureGram:
 
     Attributes:
         layer: whose features these are.
-        all: the plain Gram matrix of all anchor points.
-        presence: the sum of s over them.
+        all: the plain Gram matrix, of at most UNIFORM anchor points an image, evenly spread.
+        presence: the sum of s over all anchor points.
     """
 
     def __init__(self, layer: PredictionLayer, gains: Mapping[str, float], seed: int) -> None:
         self.layer = layer
         self.all = Gram()
+        self._seen = 0
         self.presence = torch.zeros((), dtype=torch.float64)
         self._gains = {**GAINS, **gains} if layer.stride is not None else RTDETR_GAINS
         self._seed = seed
@@ -63,8 +66,13 @@ class CurvatureGram:
 
     @property
     def count(self) -> int:
-        """Anchor points seen."""
+        """Rows of the plain Gram matrix."""
         return self.all.count
+
+    @property
+    def seen(self) -> int:
+        """Anchor points seen."""
+        return self._seen
 
     @property
     def bins(self) -> int:
@@ -73,8 +81,11 @@ class CurvatureGram:
 
     def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
         """Take in one batch: features (B, m, P), outputs (B, n, P)."""
-        self.all.add(features, outputs, anchors)
         images, _, points = features.shape
+        self._seen += images * points
+        every = -(-points // UNIFORM)
+        thinned = slice(anchors.batch % every, None, every)
+        self.all.add(features[:, :, thinned], outputs[:, :, thinned], anchors)
         presence = anchors.presence
         if presence is None or presence.shape != (images, points):
             presence = features.new_ones(images, points)
@@ -96,6 +107,7 @@ class CurvatureGram:
     def merge(self) -> None:
         """Add up the sums of all processes."""
         self.all.merge()
+        self._seen = sum(gather(self._seen))
         self.presence = add_up(self.presence)
         if self._weighted is not None:
             self._weighted = add_up(self._weighted)
@@ -136,8 +148,8 @@ class CurvatureGram:
 
     @property
     def uniform(self) -> Tensor:
-        """Sums of [a; 1] [a; 1]^T, (m + 1, m + 1)."""
-        return self.all.moments
+        """Sums of [a; 1] [a; 1]^T over all anchor points, (m + 1, m + 1), scaled up from those that were summed."""
+        return self.all.moments * (self._seen / max(self.all.count, 1))
 
     def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
         """The sum over all rows a of ||a @ weight + bias||^2."""
@@ -155,7 +167,7 @@ def shrinkages(grams: Sequence[CurvatureGram]) -> dict[str, Shrinkage]:
     for role in {gram.layer.role for gram in grams}:
         same = [gram for gram in grams if gram.layer.role == role]
         mass = sum(float(moments[gram.layer.name][:, -1, -1].sum()) for gram in same)
-        floor[role] = FLOOR * mass / sum(gram.count * len(moments[gram.layer.name]) for gram in same)
+        floor[role] = FLOOR * mass / sum(gram.seen * len(moments[gram.layer.name]) for gram in same)
     return {
         gram.layer.name: Shrinkage.of(
             moments[gram.layer.name] + floor[gram.layer.role] * gram.uniform, gram.layer.matrix
