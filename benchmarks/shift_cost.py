@@ -21,9 +21,9 @@ from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.device import choose_device
 from yolo_os.methods import METHODS
+from yolo_os.passes import eval_mode, run_pass
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.resources import resource
-from yolo_os.shift import eval_mode, run_pass
 
 
 class Images:

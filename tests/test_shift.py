@@ -167,6 +167,12 @@ def test_unlabelled_images_suffice_and_the_report_says_what_is_missing(model):
     assert "unknown" in report.verdict
 
 
+def test_a_guard_without_a_loss_says_that_it_did_not_guard(model):
+    report = shift_(model, [torch.rand(2, 3, 64, 64)], held_out=[torch.rand(2, 3, 64, 64)])
+    assert report.moved
+    assert any("was not guarded" in warning for warning in report.warnings)
+
+
 def test_labels_reach_the_sampling(model, batches):
     report = shift_(model, batches, ShiftRecipe(method="sos", sampling="balanced"))
     assert {layer.sampling for layer in report.moved} == {"balanced"}

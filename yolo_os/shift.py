@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,15 @@ from torch import Tensor, nn
 
 from yolo_os.clock import Clock
 from yolo_os.errors import UserError
-from yolo_os.features import Anchors, Collector, Gram, RowSample, anchors_of, as_columns, capture, relative_change
-from yolo_os.heads import Head, PredictionLayer, find_head, last_module, unwrap
-from yolo_os.loss import LossMean, has_labels, training_loss
+from yolo_os.features import Collector, Gram, RowSample, relative_change
+from yolo_os.heads import Head, PredictionLayer, find_head, unwrap
+from yolo_os.loss import LossMean
 from yolo_os.methods import METHODS, Guard, Solution, Solved
-from yolo_os.processes import broadcast_, gather, rank, world_size
+from yolo_os.passes import Batch, CachedHeads, Progress, run_pass
+from yolo_os.processes import broadcast_, gather
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.report import LayerReport, LossReport, ShiftReport
-
-Batch = Tensor | Mapping[str, Any]
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+from yolo_os.solve import in_float64
 
 
 def _silent(batches: Iterable[Any], title: str) -> Iterable[Any]:
@@ -91,10 +89,10 @@ def shift_(
     loss_before = run_pass(bare, used, head, collectors, clock, progress, "features, loss")
     if not loss_before.images:
         raise UserError("the data holds no images: nothing to take features from")
-    heads = _CachedHeads() if method.guarded and recipe.max_loss_rise is not None else None
+    heads = CachedHeads() if method.guarded and recipe.max_loss_rise is not None else None
     unused_before = run_pass(bare, unused, head, grams, clock, progress, "held-out loss", heads)
 
-    weights = {layer.name: layer.matrix.double() for layer in head.layers}
+    weights = {layer.name: in_float64(layer.matrix) for layer in head.layers}
     guard = _guard(bare, chosen, heads, unused_before, clock) if heads and unused_before.means() else None
     with clock("solve"):
         solved = _solve(chosen, collectors, recipe, guard)
@@ -136,7 +134,7 @@ def shift_(
         str(head.layers[0].module.weight.dtype).removeprefix("torch."),
         _seconds(clock),
         solved.trials,
-        (*_warnings(head, recipe, solutions, loss_before, unused_before), *_unreadable(used, unused)),
+        (*_warnings(head, recipe, solved, loss_before, unused_before), *_unreadable(used, unused)),
     )
 
 
@@ -175,121 +173,14 @@ def check_finite(model: nn.Module) -> None:
             raise UserError(f"the model's weights are not finite: {name} holds NaN or infinity")
 
 
-def run_pass(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    head: Head,
-    collectors: Mapping[str, Collector],
-    clock: Clock,
-    progress: Progress,
-    title: str,
-    heads: _CachedHeads | None = None,
-) -> LossMean:
-    """One pass in eval mode: hand every layer's features to its collector, and take the training loss on the way.
-
-    Args:
-        model: the bare model.
-        batches: see `shift_`.
-        head: of this model, or of another of the same architecture when there is nothing to collect.
-        collectors: by layer name; layers without one are not captured.
-        clock: counts the seconds by phase.
-        progress, title: see `shift_`.
-        heads: keeps what the head is given for each labelled batch.
-
-    Returns:
-        The mean loss, without terms where the batches have no labels or the model no loss; counts the images.
-    """
-    weight = next(model.parameters())
-    mean = LossMean()
-    layers = [layer for layer in head.layers if layer.name in collectors]
-    captured = [layer.module for layer in layers] + (list(head.scorers.values()) if layers else [])
-    hook = last_module(model).register_forward_pre_hook(heads.note) if heads else contextlib.nullcontext()
-    with eval_mode(model), torch.no_grad(), training_loss(model) as loss, capture(captured) as seen, hook:
-        for local, batch in enumerate(clock.loading(progress(batches, title))):
-            number = local * world_size() + rank()
-            moved = _on_device(batch, weight)
-            images = len(moved["img"])
-            with clock("forward"):
-                predictions = model(moved["img"])
-            terms: Mapping[str, Tensor] = {}
-            loss.labels.clear()
-            if loss.missing is None and has_labels(moved):
-                with clock("loss"):
-                    terms = loss(moved, predictions)
-                if heads:
-                    heads.keep(moved)
-            mean.add(terms, images)
-            with clock("features"):
-                anchors = anchors_of(head, seen, loss.labels, number) if layers else {}
-                for layer in layers:
-                    if layer.module in seen:
-                        features, outputs = map(as_columns, seen[layer.module])
-                        collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=number)))
-                seen.clear()
-    for layer in layers:
-        collectors[layer.name].merge()
-    mean.merge()
-    return mean
-
-
 def _seconds(clock: Clock) -> dict[str, float]:
     """Seconds by phase; the guard runs inside the solve and counts apart."""
     seconds = clock.seconds()
     return {**seconds, "solve": seconds["solve"] - seconds.get("guard", 0.0)}
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the length of a block; every module's own mode is put back after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
-    """A batch as a dictionary on the model's device, images as floats in 0..1 in the model's precision."""
-    entries = {"img": batch} if isinstance(batch, Tensor) else dict(batch)
-    if "img" not in entries:
-        raise UserError(f"a batch has no images: its keys are {', '.join(map(str, entries))}, expected 'img'")
-    for key, value in entries.items():
-        if isinstance(value, Tensor):
-            entries[key] = value.to(weight.device, non_blocking=True)
-    scale = 255 if entries["img"].dtype == torch.uint8 else 1
-    entries["img"] = entries["img"].to(weight.dtype) / scale
-    return entries
-
-
-class _CachedHeads:
-    """What the head was given for each batch, so that it can be run again without the backbone."""
-
-    def __init__(self) -> None:
-        self.batches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """The hook: notes the inputs of the head. Lists are copied, since some heads write into theirs."""
-        self.inputs = tuple(list(given) if isinstance(given, list) else given for given in inputs)
-
-    def keep(self, batch: dict[str, Any]) -> None:
-        """Keep the inputs just noted with their labels; of the images only their number, which is all a loss asks."""
-        self.batches.append((self.inputs, {**batch, "img": batch["img"].new_empty(len(batch["img"]), 0)}))
-
-    def loss(self, model: nn.Module, clock: Clock) -> float:
-        """The mean total loss of the model's head as it is now."""
-        mean, head = LossMean(), last_module(model)
-        with eval_mode(model), torch.no_grad(), training_loss(model) as loss, clock("guard"):
-            for inputs, batch in self.batches:
-                predictions = head(*(list(given) if isinstance(given, list) else given for given in inputs))
-                mean.add(loss(batch, predictions), len(batch["img"]))
-        mean.merge()
-        return mean.means()["total"]
-
-
 def _guard(
-    model: nn.Module, layers: list[PredictionLayer], heads: _CachedHeads, before: LossMean, clock: Clock
+    model: nn.Module, layers: list[PredictionLayer], heads: CachedHeads, before: LossMean, clock: Clock
 ) -> Guard:
     """The held-out loss with solutions written in for a moment: only the head is run again."""
 
@@ -316,7 +207,7 @@ def _solve(
     """The method's solution for the layers that had features."""
     seen = [(layer, collectors[layer.name]) for layer in layers if collectors[layer.name].count]
     for layer, collector in seen:
-        if not math.isfinite(collector.energy(layer.matrix.double())):
+        if not math.isfinite(collector.energy(in_float64(layer.matrix))):
             raise UserError(f"layer {layer.name}: its features hold NaN or infinity: look for broken images")
     return METHODS[recipe.method].solve(seen, recipe, guard)
 
@@ -379,10 +270,11 @@ def _layer_report(
 def _warnings(
     head: Head,
     recipe: ShiftRecipe,
-    solutions: Mapping[str, Solution],
+    solved: Solved,
     calibration: LossMean,
     held_out: LossMean,
 ) -> Iterator[str]:
+    solutions = solved.solutions
     short = [
         f"{layer.name} ({solutions[layer.name].rows} rows, {layer.out_features} outputs)"
         for layer in head.layers
@@ -395,6 +287,8 @@ def _warnings(
         yield f"fewer rows than classes, the paper's lower bound: {', '.join(short)}"
     if not calibration.means():
         yield "no training loss was measured: the batches have no labels, or the model no loss"
+    if METHODS[recipe.method].guarded and recipe.max_loss_rise is not None and solved.trials[0].rise is None:
+        yield "the shift was not guarded: no loss could be taken on held-out images, so it went to `keep` unchecked"
     if not held_out.images:
         yield "no images were held out: drift and the loss on unused images are unknown"
     for layer in head.refused:

@@ -96,9 +96,10 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
     from yolo_os.clock import Clock
     from yolo_os.features import Gram
     from yolo_os.methods import OS
+    from yolo_os.passes import run_pass
     from yolo_os.recipe import ShiftRecipe
     from yolo_os.report import LayerReport
-    from yolo_os.shift import check_finite, run_pass
+    from yolo_os.shift import check_finite
 
     found = {}
     if options["data"]:
