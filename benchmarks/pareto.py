@@ -140,7 +140,7 @@ def groups_of(truth):
     groups = {"all classes": set(np.flatnonzero(counts))}
     enough = set(np.flatnonzero(counts >= 5))
     if enough != groups["all classes"]:
-        groups[f"{len(enough)} classes with 5 boxes"] = enough
+        groups[f"{len(enough)} classes of 5 boxes or more"] = enough
     if set(SOLID) <= set(truth.classes):
         groups["car person cat train bus"] = {truth.classes.index(name) for name in SOLID}
     return groups
@@ -225,9 +225,9 @@ def bar(results):
 
 
 def main_group(results):
-    """The mean that counts most: of the classes with 5 boxes, which may be all."""
+    """The mean that counts most: of the classes of 5 boxes or more, which may be all."""
     groups = list(results[0].gains)
-    return next((group for group in groups if "with 5 boxes" in group), groups[0])
+    return next((group for group in groups if "5 boxes" in group), groups[0])
 
 
 def draw(results, path, title):
