@@ -34,8 +34,8 @@ from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import detect
 from yolo_os.integration.device import choose_device
 from yolo_os.methods import METHODS
+from yolo_os.passes import run_pass
 from yolo_os.resources import resource
-from yolo_os.shift import run_pass
 from yolo_os.solve import Shrinkage
 from yolo_os.voc import bootstrap, read_devkit
 from yolo_os.voc.detections import from_boxes

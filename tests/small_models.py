@@ -41,8 +41,9 @@ def small_model(name="yolov8n", seed=0):
     return model
 
 
-def labelled_batch(model, images=4, size=64, seed=0):
+def labelled_batch(model, images=4, size=None, seed=0):
     """Random images and labels as Ultralytics' loaders would give them for the model's task."""
+    size = size or (128 if type(model.model[-1]).__name__ == "RTDETRDecoder" else 64)  # room for 300 queries
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape):

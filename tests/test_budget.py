@@ -52,6 +52,13 @@ def batch_of(layer, images=2, points=40, seed=0, scorer=None):
     return features, outputs_of(layer.module), Anchors(outputs_of((scorer or layer).module), batch=seed)
 
 
+def sums_of(gram):
+    """The weighted sums as they are, not divided by the presence."""
+    gram = copy.copy(gram)
+    gram.presence = torch.ones((), dtype=torch.float64)
+    return gram.moments()
+
+
 def seen_of(layer, batches=1, seed=0, **options):
     """A collector that has seen batches of the layer."""
     gram = CurvatureGram(layer, GAINS, seed)
@@ -218,7 +225,8 @@ def test_class_sums_are_the_second_derivative_of_the_whole_training_loss(every_r
             gram = CurvatureGram(layer, GAINS, 0)
             gram.add(*map(as_columns, seen[layer.module]), anchors[layer.group])
             # s stands for the target scores: here their true sum is taken (at least 1, as there), which makes it exact.
-            found = gram.moments(max(float(target_sums[0]), 1.0))[3, -1, -1]
+            gram.presence = target_sums[0].clamp(min=1).double()
+            found = gram.moments()[3, -1, -1]
             assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -318,9 +326,9 @@ def test_the_draw_of_rows_is_unbiased(monkeypatch):
     layer, batch = layer_of(n=3), {"images": 2, "points": 60}
     monkeypatch.setattr(curvature, "ROWS", 10**9)
     monkeypatch.setattr(curvature, "ROWS_SHARE", 1e7)
-    full = seen_of(layer, **batch).moments(1.0)
+    full = sums_of(seen_of(layer, **batch))
     monkeypatch.setattr(curvature, "ROWS", 6)
-    draws = torch.stack([seen_of(layer, seed=seed, **batch).moments(1.0) for seed in range(400)])
+    draws = torch.stack([sums_of(seen_of(layer, seed=seed, **batch)) for seed in range(400)])
     error = float((draws.mean(0) - full).square().sum())
     expected = float(draws.var(0).sum()) / len(draws)
     assert 0 < expected < float(full.square().sum()) * 0.03**2  # the draws differ, and their mean is sharp
@@ -347,7 +355,7 @@ def test_the_same_batch_draws_the_same_rows_and_another_batch_others():
     for number, seed in ((3, 0), (3, 0), (4, 0), (3, 1)):
         gram = CurvatureGram(layer, GAINS, seed)
         gram.add(features, outputs, Anchors(anchors.logits, batch=number))
-        sums.append(gram.moments(1.0))
+        sums.append(sums_of(gram))
     assert torch.equal(sums[0], sums[1])
     assert not torch.equal(sums[0], sums[2])
     assert not torch.equal(sums[0], sums[3])
@@ -364,7 +372,7 @@ def test_sums_add_up_whoever_takes_in_which_batch_in_whatever_order():
         return gram
 
     together, parts = seen(0, 1, 2, 3), [seen(2), seen(3, 0, 1)]
-    torch.testing.assert_close(sum(part.moments(1.0) for part in parts), together.moments(1.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(sums_of(part) for part in parts), sums_of(together), rtol=1e-12, atol=0)
     torch.testing.assert_close(sum(part.uniform for part in parts), together.uniform, rtol=1e-12, atol=1e-12)
     assert float(sum(part.presence for part in parts)) == pytest.approx(float(together.presence), rel=1e-12)
     assert sum(part.count for part in parts) == together.count == 4 * 2 * 100
@@ -373,13 +381,14 @@ def test_sums_add_up_whoever_takes_in_which_batch_in_whatever_order():
 def test_memory_does_not_grow_with_the_images():
     layer = layer_of(n=3)
     few, many = seen_of(layer), seen_of(layer, batches=20)
-    assert few.moments(1.0).shape == many.moments(1.0).shape == (3, 7, 7)
+    assert sums_of(few).shape == sums_of(many).shape == (3, 7, 7)
     assert few.uniform.shape == many.uniform.shape == (7, 7)
 
 
 def test_a_layer_without_objects_goes_first_and_the_floor_holds_it(monkeypatch):
     alive, dead = layer_of(shift=-2), layer_of(name="cv3.1", group="1", seed=1, shift=-60)
     grams = [seen_of(alive, points=200), seen_of(dead, points=200)]
+    grams[0].presence = grams[1].presence = grams[0].presence + grams[1].presence  # two levels of one branch
     shares = {}
     for floor in (0.0, curvature.FLOOR):
         monkeypatch.setattr(curvature, "FLOOR", floor)

@@ -4,9 +4,9 @@ The loss is read to second order in the outputs z_ij = a_i . v_j + b_j (anchor p
 
     rise  =  1/2 sum_ij h_ij (z'_ij - z_ij)^2,      h_ij = d^2 loss / d z_ij^2
 
-For classes (BCE) and for the bins of box distances (DFL, a softmax cross entropy) h holds no label: it is the Fisher
-information of the model's own prediction, and `rise` is to second order the divergence KL(old || new) of the
-predictions, in units of the loss:
+For classes (BCE) and for the bins of box distances (DFL, a softmax cross entropy) h holds no label: it is the diagonal
+of the Fisher information of the model's own prediction. For classes `rise` is to second order the divergence
+KL(old || new) of the predictions, in units of the loss; for DFL it is that bin by bin, cross terms left out:
 
     class    h_ij = cls * p (1 - p)                  p = sigmoid(z_ij)
     DFL      h_ij = dfl / 4 * q (1 - q) * s_i        q = softmax over the bins of a side
@@ -14,7 +14,8 @@ predictions, in units of the loss:
                                                      standard deviation costs gain / 2, spread over the n outputs
 
 each divided by the sum of s over all anchor points of the branch. s_i, the sum of class probabilities, stands for the
-target score of the assigner: BCE trains it to be that in expectation.
+target score of the assigner: BCE trains it to be that in expectation. Both branches of an end-to-end head count the
+same.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class CurvatureGram:
 
     Attributes:
         layer: whose features these are.
-        all: the plain Gram matrix, of at most UNIFORM anchor points an image, evenly spread.
-        presence: the sum of s over all anchor points.
+        all: the plain Gram matrix, of at most UNIFORM anchor points an image, drawn evenly.
+        presence: the sum of s over all anchor points that the layer's loss looks at: all levels of its branch.
     """
 
     def __init__(self, layer: PredictionLayer, gains: Mapping[str, float], seed: int) -> None:
@@ -83,13 +84,13 @@ class CurvatureGram:
         """Take in one batch: features (B, m, P), outputs (B, n, P)."""
         images, _, points = features.shape
         self._seen += images * points
-        every = -(-points // UNIFORM)
-        thinned = slice(anchors.batch % every, None, every)
-        self.all.add(features[:, :, thinned], outputs[:, :, thinned], anchors)
-        presence = anchors.presence
-        if presence is None or presence.shape != (images, points):
-            presence = features.new_ones(images, points)
         generator = generator_for(features.device, self._seed, self.layer.name, anchors.batch)
+        some = torch.randperm(points, generator=generator, device=features.device)[:UNIFORM]
+        self.all.add(features[:, :, some], outputs[:, :, some], anchors)
+        presence, total = anchors.presence, anchors.branch_presence
+        if presence is None or total is None or presence.shape != (images, points):
+            presence = features.new_ones(images, points)
+            total = presence.sum()
         rows_wanted = images * min(ROWS, max(4, round(ROWS_SHARE * points)))
         chance = _chances(self._share(anchors, presence).flatten(), rows_wanted)
         drawn = (torch.rand(len(chance), generator=generator, device=features.device) < chance).nonzero()[:, 0]
@@ -101,8 +102,7 @@ class CurvatureGram:
         where = "cpu" if rows.device.type == "mps" else rows.device  # MPS has no float64
         weighted = ((weights[:, :, None] * rows).mT @ rows).to(where, torch.float64)
         self._weighted = weighted if self._weighted is None else self._weighted + weighted
-        total = presence.to(where, torch.float64).sum()
-        self.presence = self.presence.to(total.device) + total
+        self.presence = self.presence.to(where) + total.to(where, torch.float64)
 
     def merge(self) -> None:
         """Add up the sums of all processes."""
@@ -120,7 +120,7 @@ class CurvatureGram:
         p = anchors.probability
         if self.layer.role != "cls" or p is None or p.shape[::2] != presence.shape:
             return presence.float()
-        curvature = (p * (1 - p)).float()
+        curvature = p * (1 - p)
         mass = curvature.sum((0, 2)).clamp(min=torch.finfo(torch.float32).tiny)
         return torch.einsum("bnp,n->bp", curvature, 1 / mass)
 
@@ -132,10 +132,10 @@ class CurvatureGram:
             return self._gains["dfl"] / 4 * categorical(outputs, self.bins) * presence[:, None]
         return presence[:, None]
 
-    def moments(self, total: float) -> Tensor:
-        """Sums of h [a; 1] [a; 1]^T in units of the loss, (n, m + 1, m + 1); total: the sum of s over the branch."""
+    def moments(self) -> Tensor:
+        """Sums of h [a; 1] [a; 1]^T in units of the loss, (n, m + 1, m + 1)."""
         assert self._weighted is not None
-        moments = self._weighted / max(total, torch.finfo(torch.float64).tiny)
+        moments = self._weighted / max(float(self.presence), torch.finfo(torch.float64).tiny)
         if self.layer.role == "cls" or self.bins:
             return moments
         gain = self._gains["pose" if self.layer.role == "keypoint" else "box"] + self._gains.get("dfl", 0.0)
@@ -162,7 +162,7 @@ def shrinkages(grams: Sequence[CurvatureGram]) -> dict[str, Shrinkage]:
     Raises:
         ValueError: if features or weights hold NaN or infinity.
     """
-    moments = {gram.layer.name: gram.moments(_total(gram, grams)) for gram in grams}
+    moments = {gram.layer.name: gram.moments() for gram in grams}
     floor: dict[str, float] = {}
     for role in {gram.layer.role for gram in grams}:
         same = [gram for gram in grams if gram.layer.role == role]
@@ -174,20 +174,6 @@ def shrinkages(grams: Sequence[CurvatureGram]) -> dict[str, Shrinkage]:
         )
         for gram in grams
     }
-
-
-def _total(gram: CurvatureGram, grams: Sequence[CurvatureGram]) -> float:
-    """The sum of s over the anchor points that one loss looks at: all levels of a branch, or one decoder layer."""
-    layer = gram.layer
-    if layer.stride is None:
-        return float(gram.presence)
-    branch = layer.group.rstrip("0123456789")
-    tower = layer.name.rsplit(".", 1)[0]
-    return sum(
-        float(other.presence)
-        for other in grams
-        if other.layer.group.rstrip("0123456789") == branch and other.layer.name.rsplit(".", 1)[0] == tower
-    )
 
 
 def bernoulli(logits: Tensor) -> Tensor:

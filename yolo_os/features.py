@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -30,11 +30,13 @@ class Anchors:
         logits: (B, n, P), class logits at each point; None where the head has no scores.
         label: (B, P), the class that the training loss assigns to each point, -1 for background; None without labels.
         batch: number of the batch in the data, whichever process sees it.
+        branch: those of all groups that one loss looks at together, this one included: the levels of a branch.
     """
 
     logits: Tensor | None = None
     label: Tensor | None = None
     batch: int = 0
+    branch: list[Anchors] = field(default_factory=list, repr=False)
 
     @cached_property
     def score(self) -> Tensor | None:
@@ -44,12 +46,18 @@ class Anchors:
     @cached_property
     def probability(self) -> Tensor | None:
         """(B, n, P), class probabilities."""
-        return None if self.logits is None else self.logits.sigmoid()
+        return None if self.logits is None else self.logits.float().sigmoid()
 
     @cached_property
     def presence(self) -> Tensor | None:
         """(B, P), the sum of class probabilities: what the model expects the assigned target scores to add up to."""
         return None if self.probability is None else self.probability.sum(1)
+
+    @property
+    def branch_presence(self) -> Tensor | None:
+        """The sum of presence over all anchor points that one loss looks at, a scalar."""
+        sums = [each.presence.sum() for each in self.branch or [self] if each.presence is not None]
+        return torch.stack(sums).sum() if sums else None
 
 
 class Collector(Protocol):
@@ -107,13 +115,19 @@ def anchors_of(
         batch: number of the batch.
     """
     logits = {group: as_columns(seen[scorer][1]) for group, scorer in head.scorers.items() if scorer in seen}
-    split: dict[str, Tensor] = {}
-    for branch, label in labels.items():
+    anchors: dict[str, Anchors] = {}
+    for branch in head.branches:
         groups = [group for group in logits if group.startswith(branch) and group[len(branch) :].isdigit()]
         sizes = [logits[group].shape[2] for group in groups]
-        if sum(sizes) == label.shape[1]:
-            split.update(zip(groups, torch.split(label, sizes, dim=1)))
-    return {group: Anchors(logit, split.get(group), batch) for group, logit in logits.items()}
+        label, together = labels.get(branch), list[Anchors]()
+        fits = label is not None and sum(sizes) == label.shape[1]
+        split = torch.split(label, sizes, dim=1) if fits and label is not None else [None] * len(groups)
+        for group, part in zip(groups, split):
+            anchors[group] = Anchors(logits[group], part, batch, together)
+            together.append(anchors[group])
+    for group in logits.keys() - anchors.keys():  # a transformer's queries: each decoder layer has a loss of its own
+        anchors[group] = Anchors(logits[group], None, batch)
+    return anchors
 
 
 def generator_for(device: torch.device, *key: object) -> torch.Generator:

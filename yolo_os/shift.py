@@ -40,8 +40,8 @@ def shift_(
 ) -> ShiftReport:
     """Shift the prediction layers of a model, in place; everything else of the model is left as it was.
 
-    In a process group every process must call this, each with its share of the batches: statistics and losses are
-    added up over all, and all end with the same weights.
+    In a process group every process must call this, each with its share of the batches, one at least: statistics
+    and losses are added up over all, and all end with the same weights.
 
     Features and losses are those of eval mode (running BatchNorm statistics), without gradients, on the device and
     in the precision of the model. If anything fails, the weights are put back.
@@ -93,7 +93,7 @@ def shift_(
     unused_before = run_pass(bare, unused, head, grams, clock, progress, "held-out loss", heads)
 
     weights = {layer.name: in_float64(layer.matrix) for layer in head.layers}
-    guard = _guard(bare, chosen, heads, unused_before, clock) if heads and unused_before.means() else None
+    guard = _guard(bare, chosen, heads, unused_before, clock) if heads and unused_before.means().get("total") else None
     with clock("solve"):
         solved = _solve(chosen, collectors, recipe, guard)
     solutions = solved.solutions

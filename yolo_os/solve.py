@@ -189,9 +189,12 @@ def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mu_for_norm(layers: Sequence[Shrinkage], kept: float) -> float:
-    """The one mu that leaves a share `kept` of the squared norm of all layers together, to a millionth."""
+    """The one mu that leaves a share `kept` of the squared norm of all layers together, to a millionth.
+
+    Directions that no loss feels at all go at any mu: where they hold more than 1 - kept, less than `kept` is left.
+    """
     target = kept * sum(float(layer.weight.square().sum()) for layer in layers)
-    low, high = 1e-30, 1e10  # bisection of log mu: the norm falls strictly as mu grows
+    low, high = 1e-30, 1e30  # bisection of log mu: the norm falls strictly as mu grows
     while high / low > 1 + 1e-6:
         middle = (low * high) ** 0.5
         enough = sum(layer.norm2(middle) for layer in layers) >= target
