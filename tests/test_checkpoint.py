@@ -15,7 +15,9 @@ from yolo_os.integration.checkpoint import RECORD, load_checkpoint, save_shifted
 def shifted(checkpoint, out, factor=0.5):
     for layer in prediction_layers(checkpoint.model):
         layer.module.weight.data.mul_(factor)
-    save_shifted(checkpoint, checkpoint.model, shift_record(checkpoint, {"method": "sos"}, "0.1.0"), out)
+    save_shifted(
+        checkpoint, checkpoint.model, shift_record(checkpoint, checkpoint.model, {"method": "sos"}, "0.1.0"), out
+    )
     return torch.load(out, weights_only=False)
 
 
@@ -51,7 +53,11 @@ def test_a_second_shift_appends_its_record(detector, tmp_path):
     shifted(load_checkpoint(detector), tmp_path / "one.pt")
     again = shifted(load_checkpoint(tmp_path / "one.pt"), tmp_path / "two.pt")
     assert [record["source"] for record in again[RECORD]] == [detector.name, "one.pt"]
-    assert again[RECORD][0].keys() == {"version", "date", "source", "source_sha256", "recipe"}
+    assert again[RECORD][0].keys() == {
+        *("version", "date", "source", "source_sha256", "recipe", "layers_moved", "squared_norm_kept")
+    }
+    assert again[RECORD][0]["layers_moved"] == 6
+    assert again[RECORD][0]["squared_norm_kept"] == pytest.approx(0.25, abs=1e-3)
     assert len(load_checkpoint(tmp_path / "two.pt").shifts) == 2
 
 
@@ -125,6 +131,12 @@ def test_files_that_are_no_checkpoint(detector, tmp_path, name):
     with pytest.raises(UserError, match=message) as error:
         load_checkpoint(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(UserError, match="it is a folder"):
+        load_checkpoint(tmp_path / "model.pt")
 
 
 def test_missing_files_are_not_downloaded(in_tmp):

@@ -89,6 +89,15 @@ def test_shift_writes_a_checkpoint_and_its_report(detector, digits, in_tmp, caps
     assert (in_tmp / "runs" / "shift" / "exp2" / "report.json").exists()
 
 
+def test_settings_of_another_method_are_not_silent(detector, digits, in_tmp, capsys):
+    words = ("shift", f"model={detector}", f"data={digits}", "out=a.pt", "images=8", "held_out=4", "plots=False")
+    assert run(*words, "samples=8", "json=a.json") == 0
+    assert "the method is sos" in capsys.readouterr().err
+    assert json.loads((in_tmp / "a.json").read_text())["method"] == "sos"
+    assert run(*words, "method=os", "keep=0.5") == 0
+    assert "keep= is for budget; os ignores it" in capsys.readouterr().err
+
+
 def test_inspect_shows_layers_rank_and_past_shifts(detector, digits, in_tmp, capsys):
     assert run("inspect", f"model={detector}") == 0
     out = capsys.readouterr().out
@@ -148,6 +157,11 @@ BAD = {
     "out is the model": (["model={model}", "data={digits}", "out={model}"], "the input is never changed"),
     "out nowhere": (["model={model}", "data={digits}", "out=none/a.pt"], "does not exist"),
     "out no checkpoint": (["model={model}", "data={digits}", "out=a.onnx"], "ends in .pt"),
+    "json is the model": (["model={model}", "data={digits}", "json={model}"], "the input is never changed"),
+    "json is out": (["model={model}", "data={digits}", "out=a.pt", "json=a.pt"], "name one file"),
+    "project is a file": (["model={model}", "data={digits}", "project={model}"], "cannot make the run folder"),
+    "model is a folder": (["model={bad}", "data={digits}"], "it is a folder"),
+    "no batch": (["model={model}", "data={digits}", "batch=0"], "batch=0: takes a whole number from 1"),
     "json nowhere": (["model={model}", "data={digits}", "json=none/a.json"], "does not exist"),
     "bad recipe": (["model={model}", "data={digits}", "recipe=none.yaml"], "cannot read the recipe"),
     "bad device": (["model={model}", "data={digits}", "device=cuda:99"], "device=cuda:99"),
@@ -201,6 +215,12 @@ def test_images_that_fail_after_the_scan_are_left_out_too(detector, digits):
     gone = dataset.im_files[batches._loader.dataset.indices[1]] = "gone.jpg"
     assert [len(batch["img"]) for batch in batches] == [2, 3]
     assert batches.unreadable == {gone}
+
+
+def test_none_is_none_also_for_text(detector, digits, in_tmp):
+    words = ("shift", f"model={detector}", f"data={digits}", "out=a.pt", "images=8", "held_out=4", "plots=False")
+    assert run(*words, "json=None", "recipe=None", "project=None") == 0
+    assert {path.name for path in in_tmp.iterdir()} == {"a.pt", "runs"}
 
 
 def test_an_interruption_leaves_no_output(detector, digits, in_tmp, monkeypatch, capsys):

@@ -40,6 +40,8 @@ def test_images_are_drawn_once_and_the_same_again(model, digits):
 def test_a_small_split_holds_out_a_quarter(model, digits):
     used, held_out = calibration_batches(model, digits, ShiftRecipe(images=1000, held_out=500))
     assert (used.images, held_out.images) == (225, 75)
+    used, held_out = calibration_batches(model, digits, ShiftRecipe(images=100, held_out=500))
+    assert (used.images, held_out.images) == (100, 200)
 
 
 def test_labels_of_a_devkit_are_numbered_as_the_model_numbers_them(model, digits):

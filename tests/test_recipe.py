@@ -25,7 +25,6 @@ def test_every_method_named_exists():
         ({"keep": 1}, "keep=1.0: takes a share"),
         ({"max_loss_rise": -0.1}, "max_loss_rise=-0.1"),
         ({"rtol": 2.0}, "rtol=2.0"),
-        ({"layers": "cls,boxes"}, "layers=boxes: takes all, roles"),
         ({"sampling": "all"}, "sampling=all: use one of uniform"),
         ({"sample": 3}, "unknown key 'sample': did you mean samples"),
     ],
@@ -93,6 +92,13 @@ def test_bad_yaml_says_where(tmp_path, text, message):
 def test_missing_recipe_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the recipe .*none\.yaml"):
         ShiftRecipe.from_yaml(tmp_path / "none.yaml")
+
+
+def test_a_mistyped_shipped_recipe_is_told_the_names(in_tmp):
+    (in_tmp / "os").mkdir()  # a folder of that name does not stand in the way
+    assert ShiftRecipe.from_yaml("os").method == "os"
+    with pytest.raises(UserError, match=r"recipe=bugdet: no such file.*budget, os, sos, sos_paper"):
+        ShiftRecipe.from_yaml("bugdet")
 
 
 def test_keys_are_the_settings():

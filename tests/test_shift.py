@@ -167,6 +167,62 @@ def test_unlabelled_images_suffice_and_the_report_says_what_is_missing(model):
     assert "unknown" in report.verdict
 
 
+def test_a_yolo_from_a_file_has_its_loss_and_its_guard(detector, digits):
+    """Ultralytics keeps the gains of the loss in the checkpoint, not on the model."""
+    yolo = YOLO(detector)
+    args = dict(yolo.model.args)
+    report = shift_(yolo, digits, ShiftRecipe(images=16, held_out=8))
+    assert report.held_out.before["total"] == pytest.approx(3.2, abs=1.0)
+    assert report.trials[0].rise is not None
+    assert yolo.model.args == args
+
+
+def test_images_without_any_object_give_no_loss(model, batches):
+    empty = [
+        {**batch, "cls": batch["cls"][:0], "bboxes": batch["bboxes"][:0], "batch_idx": batch["batch_idx"][:0]}
+        for batch in batches
+    ]
+    report = shift_(model, empty, held_out=empty)
+    assert report.loss.rise is None
+    assert any("no labelled objects" in warning for warning in report.warnings)
+
+
+def test_layers_can_be_named_exactly():
+    model = small_model("rtdetr-l")
+    report = shift_(model, [labelled_batch(model)], ShiftRecipe(method="sos", layers="enc_score_head"))
+    assert [layer.name for layer in report.moved] == ["enc_score_head"]
+
+
+def test_one_batch_needs_no_list(model, batches):
+    assert shift_(model, batches[0]).calibration.images == 4
+    assert shift_(model, batches[0]["img"]).moved
+
+
+def test_weights_are_rounded_as_they_will_be_stored(model, batches):
+    shift_(model, batches, precision=torch.float16)
+    for layer in prediction_layers(model):
+        for tensor in (layer.module.weight, layer.module.bias):
+            assert torch.equal(tensor, tensor.half().float())
+
+
+def test_a_loss_that_is_no_number_is_harm(model, batches):
+    from dataclasses import replace
+
+    report = shift_(model, batches, held_out=batches[:1])
+    broken = replace(report.held_out, after={"total": math.nan})
+    assert "does harm" in replace(report, held_out=broken).verdict
+
+
+def test_the_guard_runs_the_whole_model_where_its_features_would_not_fit(untouched, batches, monkeypatch):
+    from yolo_os.passes import CachedHeads
+
+    recipe = ShiftRecipe(keep=0.5)
+    kept = shift_(copy.deepcopy(untouched), batches, recipe, held_out=batches)
+    monkeypatch.setattr(CachedHeads, "LIMIT", 100)
+    again = shift_(copy.deepcopy(untouched), batches, recipe, held_out=batches)
+    assert again.trials[0].rise == pytest.approx(kept.trials[0].rise, abs=1e-6)
+
+
 def test_a_guard_without_a_loss_says_that_it_did_not_guard(model):
     report = shift_(model, [torch.rand(2, 3, 64, 64)], held_out=[torch.rand(2, 3, 64, 64)])
     assert report.moved
@@ -213,7 +269,8 @@ def test_a_layer_whose_m_is_not_larger_than_the_sample_is_skipped(model, batches
     [
         (ShiftRecipe(method="sos", samples=80), "no layer is left to shift: cv2.0: a sample of 80 rows"),
         (ShiftRecipe(layers="mask"), "layers=mask selects no layer of this Detect head: it has cv2.0 \\(box\\)"),
-        (ShiftRecipe(layers="cv9.*"), "selects no layer"),
+        (ShiftRecipe(layers="cv9.*"), r"layers=cv9\.\* names no layer"),
+        (ShiftRecipe(layers="cls,boxes"), "layers=boxes names no layer of this Detect head and no role"),
     ],
 )
 def test_recipes_that_could_do_nothing_are_refused(model, batches, recipe, message):
@@ -265,6 +322,7 @@ def test_an_interruption_puts_the_weights_back(model, batches):
 
 
 def test_what_is_measured_is_what_reload_returns(model, batches):
+    model.half().float()  # as read from a checkpoint, so that of the biases none is rounded anew
     rounded = []
 
     def half_and_back():

@@ -36,6 +36,7 @@ class Key:
         help: one sentence for the help page and the reference.
         required: whether the mode cannot run without it.
         choices: the values allowed, where they are few.
+        minimum: the least value of a number; None: any.
         filled: whether the default stands in for a key that is not given; if not, the key is left out of the options.
     """
 
@@ -46,6 +47,7 @@ class Key:
     required: bool = False
     choices: tuple[str, ...] = ()
     filled: bool = True
+    minimum: float | None = None
 
     def described(self, help: str) -> Key:
         """The same key with another help text."""
@@ -63,6 +65,8 @@ class Key:
             )
         if isinstance(value, bool) and bool not in self.types and str not in self.types:
             raise UserError(f"{self.name}={value}: takes {self._wanted()}")
+        if self.minimum is not None and isinstance(value, int | float) and value < self.minimum:
+            raise UserError(f"{self.name}={value}: takes {self._wanted()} from {self.minimum:g}")
         if isinstance(value, self.types):
             return value
         if float in self.types and isinstance(value, int):
@@ -99,7 +103,10 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
             raise UserError(f"'{name}=' has no value")
         if name in given:
             raise UserError(f"'{name}' is given twice")
-        given[name] = key.check(text if key.types == (str,) else parse_value(text))
+        if key.types != (str,):
+            given[name] = key.check(parse_value(text))
+        else:
+            given[name] = None if key.default is None and text.lower() == "none" else key.check(text)
     for key in known.values():
         if key.required and key.name not in given:
             raise UserError(f"{key.name}=... is missing: {key.help}")

@@ -23,11 +23,13 @@ class LossMean:
     """A running mean over images of the loss and its terms, summed on the device: reading it is the one wait."""
 
     images: int = 0
+    objects: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, terms: Mapping[str, Tensor], images: int) -> None:
-        """Take in the mean terms of a batch of `images` images."""
+    def add(self, terms: Mapping[str, Tensor], images: int, objects: int) -> None:
+        """Take in the mean terms of a batch of `images` images with `objects` labelled objects in all."""
         self.images += images
+        self.objects += objects
         for name, value in terms.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self._sums[name] = self._sums.get(name, 0.0) + value * images
@@ -36,10 +38,12 @@ class LossMean:
         """Add up what all processes took in; nothing to do for one."""
         if world_size() > 1:
             self._sums = {name: add_up(value) for name, value in self._sums.items()}
-            self.images = sum(gather(self.images))
+            self.images, self.objects = (sum(each) for each in zip(*gather((self.images, self.objects))))
 
     def means(self) -> dict[str, float]:
-        """Mean of each term, `total` first; empty if nothing was taken in."""
+        """Mean of each term, `total` first; empty without any labelled object, of which a loss would say nothing."""
+        if not self.objects:
+            return {}
         return {name: float(value) / self.images for name, value in self._sums.items()}
 
 
@@ -86,7 +90,7 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
     lacks_nc = not hasattr(inner, "nc")  # RT-DETR's criterion wants what a trainer would have set
     try:
         if not all(name in given for name in ("box", "cls", "dfl")):
-            loss.missing = "the model has no loss gains in its `args` (load it with YOLO(...) to have them)"
+            loss.missing = "the model has no loss gains in its `args`"
         elif getattr(last_module(model), "cv2", model) is None:
             loss.missing = "the model is fused: the branch that its training loss needs is gone (take the unfused file)"
         else:
@@ -94,6 +98,9 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
                 inner.nc = getattr(last_module(model), "nc", None)
             inner.args = SimpleNamespace(**given)  # checkpoints hold a plain dict, criteria want attributes
             inner.criterion = inner.init_criterion()
+            if hasattr(inner.criterion, "final_o2m"):  # end-to-end: the weights of the branches as training ends
+                inner.criterion.o2m = inner.criterion.final_o2m
+                inner.criterion.o2o = 1 - inner.criterion.o2m
             for branch, assigner in _assigners(inner.criterion):
                 hooks.append(assigner.register_forward_hook(_noting(loss.labels, branch)))
         yield loss

@@ -6,6 +6,7 @@ takes in the features of a layer, and `solve` turns all collectors into solution
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -61,7 +62,8 @@ class Trial:
         mu: the multiplier, in units of the loss per squared norm.
         predicted: rise of the loss by its quadratic model, in units of the loss.
         rise: relative rise of the true loss on held-out images; None if not taken.
-        passed: whether it is within the tolerance.
+        passed: whether both rises are within the tolerance.
+        predicted_share: the predicted rise, relative to the held-out loss.
     """
 
     keep: float
@@ -69,6 +71,7 @@ class Trial:
     predicted: float
     rise: float | None
     passed: bool
+    predicted_share: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -212,13 +215,14 @@ class Budget:
                 weight, bias_change = layer.solve(mu)
                 solutions[name] = replace(seen[name], weight=weight, bias_change=bias_change)
             predicted = sum(layer.rise(mu) for layer in layers.values())
-            rise, passed = None, True
+            rise, share, passed = None, math.nan, True
             if guard is not None and recipe.max_loss_rise is not None:
                 rise = guard.loss_with(solutions) / guard.loss - 1
                 # The prediction is how far the model's own predictions move, in units of the loss: a loss that happens
                 # to fall is no licence to change them without end.
-                passed = max(rise, predicted / guard.loss) <= recipe.max_loss_rise
-            tried.append(Trial(keep, mu, predicted, rise, passed))
+                share = predicted / guard.loss
+                passed = max(rise, share) <= recipe.max_loss_rise  # a rise that is no number does not pass
+            tried.append(Trial(keep, mu, predicted, rise, passed, share))
             if passed:
                 return Solved(solutions, tuple(tried))
         reason = f"keeping {tried[-1].keep:.0%} of the squared norm still raises the held-out loss beyond max_loss_rise"
@@ -227,7 +231,7 @@ class Budget:
     def _seen(self, gram: CurvatureGram, recipe: ShiftRecipe) -> Solution:
         """The layer as it is, with the rank and spectrum of its features."""
         weight = gram.layer.matrix
-        found = least_norm_from_gram(gram.all.matrix, weight, recipe.rtol or default_rtol(weight))
+        found = least_norm_from_gram(gram.all.matrix, weight, default_rtol(weight))
         return Solution(in_float64(weight), found.rank, gram.count, found.singular_values)
 
 

@@ -63,7 +63,7 @@ def run_pass(
                     terms = loss(moved, predictions)
                 if heads:
                     heads.keep(moved)
-            mean.add(terms, images)
+            mean.add(terms, images, len(moved["cls"]) if terms else 0)
             with clock("features"):
                 anchors = anchors_of(head, seen, loss.labels, number) if layers else {}
                 for layer in layers:
@@ -90,10 +90,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class CachedHeads:
-    """What the head was given for each batch, so that it can be run again without the backbone."""
+    """What the head was given for each batch, so that it can be run again without the backbone.
+
+    Feature maps of many images are large: past LIMIT bytes all are let go, and the whole model has to be run again.
+    """
+
+    LIMIT = 4 * 2**30
 
     def __init__(self) -> None:
         self.batches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._bytes = 0
 
     def note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """The hook: notes the inputs of the head. Lists are copied, since some heads write into theirs."""
@@ -101,6 +107,11 @@ class CachedHeads:
 
     def keep(self, batch: dict[str, Any]) -> None:
         """Keep the inputs just noted with their labels; of the images only their number, which is all a loss asks."""
+        tensors = [each for given in self.inputs for each in (given if isinstance(given, list) else [given])]
+        self._bytes += sum(each.nbytes for each in tensors if isinstance(each, Tensor))
+        if self._bytes > self.LIMIT:
+            self.batches.clear()
+            return
         self.batches.append((self.inputs, {**batch, "img": batch["img"].new_empty(len(batch["img"]), 0)}))
 
     def loss(self, model: nn.Module, clock: Clock) -> float:
@@ -109,7 +120,7 @@ class CachedHeads:
         with eval_mode(model), torch.no_grad(), training_loss(model) as loss, clock("guard"):
             for inputs, batch in self.batches:
                 predictions = head(*(list(given) if isinstance(given, list) else given for given in inputs))
-                mean.add(loss(batch, predictions), len(batch["img"]))
+                mean.add(loss(batch, predictions), len(batch["img"]), len(batch["cls"]))
         mean.merge()
         return mean.means()["total"]
 

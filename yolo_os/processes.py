@@ -28,12 +28,19 @@ def rank() -> int:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Join the group that `torchrun` announces in the environment, for the length of a block; none, no group."""
+def process_group(device: str) -> Iterator[None]:
+    """Join the group that `torchrun` announces in the environment, for the length of a block; none, no group.
+
+    Args:
+        device: as the user named it; empty for GPUs where there are any.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or world_size() > 1:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    on_gpus = torch.cuda.is_available() and device in ("", "cuda")
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield
     finally:

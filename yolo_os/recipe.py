@@ -17,6 +17,14 @@ from yolo_os.resources import resource
 
 METHODS = ("os", "sos", "budget")
 SAMPLINGS = ("uniform", "foreground", "balanced")
+# Settings that only some methods look at.
+USED_BY = {
+    "samples": ("sos",),
+    "sampling": ("sos",),
+    "keep": ("budget",),
+    "max_loss_rise": ("budget",),
+    "rtol": ("os", "sos"),
+}
 ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
 
 
@@ -73,7 +81,8 @@ class ShiftRecipe:
     rtol: float | None = _setting(
         None,
         (float, type(None)),
-        "singular values of A below rtol times the largest count as zero; None: max(rows, m) * float32 rounding",
+        "os, sos: singular values of A below rtol times the largest count as zero; None: float32 rounding times the "
+        "larger of m and the rows of a sample, or of m and n for os",
     )
 
     def __post_init__(self) -> None:
@@ -94,13 +103,6 @@ class ShiftRecipe:
         _require(self.held_out >= 0, "held_out", self.held_out, "at least 0")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2147483647")
         _require(self.rtol is None or 0 < self.rtol < 1, "rtol", self.rtol, "a number between 0 and 1")
-        for word in self.words:
-            _require(
-                word == "all" or word in ROLES or any(c in word for c in ".*?["),
-                "layers",
-                word,
-                f"all, roles ({', '.join(ROLES)}) or patterns such as cv3.*",
-            )
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -109,7 +111,7 @@ class ShiftRecipe:
 
     def selects(self, name: str, role: str) -> bool:
         """Whether `layers` names the layer of this name and role."""
-        return any(word in ("all", role) or fnmatchcase(name, word) for word in self.words)
+        return any(matches(word, name, role) for word in self.words)
 
     def rows_for(self, features: int) -> int:
         """How many rows a layer with m = `features` inputs is given."""
@@ -144,8 +146,13 @@ class ShiftRecipe:
             UserError: if there is no such file, or it is not a mapping of known settings.
         """
         file = Path(path)
-        if not file.suffix and not file.exists():
-            file = resource(f"configs/{file}.yaml")
+        if not file.suffix and not file.is_file():
+            shipped = sorted(each.stem for each in resource("configs").glob("*.yaml"))
+            if str(path) not in shipped:
+                raise UserError(
+                    f"recipe={path}: no such file, and none that comes with the package: {', '.join(shipped)}"
+                )
+            file = resource(f"configs/{path}.yaml")
         try:
             settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
@@ -155,6 +162,11 @@ class ShiftRecipe:
         if not isinstance(settings, dict):
             raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
         return cls.from_dict(settings, str(file))
+
+
+def matches(word: str, name: str, role: str) -> bool:
+    """Whether one word of `layers` names the layer of this name and role."""
+    return word in ("all", role) or fnmatchcase(name, word)
 
 
 def recipe_keys() -> list[Key]:

@@ -111,11 +111,15 @@ class ShiftReport:
     def verdict(self) -> str:
         """One sentence: what the shift did, and whether it cost anything."""
         if not self.moved:
-            return "Nothing moved: no layer could be shifted; the weights are as they were."
+            declined = bool(self.trials) and not self.trials[-1].passed
+            why = "the guard let no shift pass" if declined else "no layer could be shifted"
+            return f"Nothing moved: {why}; the weights are as they were."
         text = f"The squared norm of the prediction layers fell to {self.norm_ratio**2:.1%}"
         rise = self.loss.rise
         if rise is None:
             return f"{text}; no training loss could be measured, so what that cost is unknown."
+        if not math.isfinite(rise):
+            return f"{text}, but the training loss is no number any more: this shift does harm."
         where = "images it did not use" if self.held_out.images else "its own calibration images (none were held out)"
         moved = f"{'rose' if rise > 0 else 'fell'} by {abs(rise):.2%}" if abs(rise) >= 5e-5 else "stayed to 0.01%"
         change = f"the training loss on {where} {moved}"
@@ -125,17 +129,18 @@ class ShiftReport:
 
     def __str__(self) -> str:
         """A table of the layers, the loss and the verdict."""
-        head = f"{'layer':<16}{'role':<9}{'m':>5}{'n':>5}{'rank':>6}{'rows':>9}{'norm':>9}{'->':>9}{'kept^2':>8}"
+        width = max(16, *(len(layer.name) + 1 for layer in self.layers))
+        head = f"{'layer':<{width}}{'role':<9}{'m':>5}{'n':>5}{'rank':>6}{'rows':>9}{'norm':>9}{'->':>9}{'kept^2':>8}"
         head += f"{'residual':>10}{'drift':>8}"
         lines = [head, "-" * len(head)]
         for layer in self.layers:
             kept = (layer.norm_after / layer.norm_before) ** 2 if layer.norm_before else 1.0
             lines.append(
-                f"{layer.name:<16}{layer.role:<9}{layer.m:>5}{layer.n:>5}{_count(layer.rank):>6}{_count(layer.rows):>9}"
+                f"{layer.name:<{width}}{layer.role:<9}{layer.m:>5}{layer.n:>5}{_count(layer.rank):>6}{_count(layer.rows):>9}"
                 f"{layer.norm_before:>9.3f}{layer.norm_after:>9.3f}{kept:>8.3f}{_small(layer.residual):>10}{_small(layer.drift):>8}"
             )
             if layer.skipped:
-                lines.append(f"{'':<16}unchanged: {layer.skipped}")
+                lines.append(f"{'':<{width}}unchanged: {layer.skipped}")
         lines.append("")
         for title, loss in (("calibration", self.calibration), ("held-out", self.held_out)):
             if loss.before and loss.after:
@@ -145,7 +150,10 @@ class ShiftReport:
         for trial in self.trials:
             if trial.rise is not None:
                 answer = "accepted" if trial.passed else "too much"
-                lines.append(f"guard: {trial.keep:.1%} of the squared norm, held-out loss {trial.rise:+.3%}: {answer}")
+                lines.append(
+                    f"guard: {trial.keep:.1%} of the squared norm, held-out loss {trial.rise:+.3%} "
+                    f"(predicted {trial.predicted_share:+.3%}): {answer}"
+                )
         lines.append("seconds: " + ", ".join(f"{phase} {spent:.2f}" for phase, spent in self.seconds.items()))
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines.append(self.verdict)

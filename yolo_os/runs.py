@@ -19,13 +19,31 @@ RUN_KEYS = (
 )
 
 
+def check_folder(mode: str, options: dict[str, Any]) -> None:
+    """Refuse, before any work is done, a run folder that could not be made at its end.
+
+    Raises:
+        UserError: if something that is no folder, or not writable, stands in its way.
+    """
+    folder = _base(mode, options)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot make the run folder {_base(mode, options)}: {folder} is no folder that can be written")
+
+
+def _base(mode: str, options: dict[str, Any]) -> Path:
+    base: Path = Path(options["project"] or Path("runs") / mode) / options["name"]
+    return base
+
+
 def run_folder(mode: str, options: dict[str, Any]) -> Path:
     """Make `runs/MODE/exp`, `exp2`, ... (as Ultralytics numbers them) from the RUN_KEYS of a mode.
 
     Raises:
         UserError: if the folder cannot be made.
     """
-    base: Path = Path(options["project"] or Path("runs") / mode) / options["name"]
+    base = _base(mode, options)
     folder, number = base, 2
     while folder.exists() and not options["exist_ok"]:
         folder, number = base.with_name(f"{base.name}{number}"), number + 1

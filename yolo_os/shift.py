@@ -19,7 +19,7 @@ from yolo_os.loss import LossMean
 from yolo_os.methods import METHODS, Guard, Solution, Solved
 from yolo_os.passes import Batch, CachedHeads, Progress, run_pass
 from yolo_os.processes import broadcast_, gather
-from yolo_os.recipe import ShiftRecipe
+from yolo_os.recipe import ROLES, ShiftRecipe, matches
 from yolo_os.report import LayerReport, LossReport, ShiftReport
 from yolo_os.solve import in_float64
 
@@ -35,6 +35,7 @@ def shift_(
     *,
     held_out: Iterable[Batch] | None = None,
     imgsz: int | None = None,
+    precision: torch.dtype | None = None,
     reload: Callable[[], Any] | None = None,
     progress: Progress = _silent,
 ) -> ShiftReport:
@@ -55,6 +56,8 @@ def shift_(
         recipe: what to do; the default recipe if None.
         held_out: batches that the shift does not use, for drift and loss; with `data` a name, they are drawn from it.
         imgsz: image size in pixels for `data` a name; that of the model's training if None.
+        precision: in which the weights will be stored: the new ones are rounded to it, so that what is judged and
+            reported is what the file will hold; None: as they are in the model.
         reload: called once the weights have moved; returns the model to measure in place of this one, such as the one
             read back from the file that it was saved to.
         progress: wraps the batches of a pass, with a title, to show a progress bar.
@@ -75,10 +78,27 @@ def shift_(
         used, held_out = calibration_batches(bare, data, recipe, imgsz=imgsz)
     else:
         used = data
-    unused = () if held_out is None else held_out
+    unused: Iterable[Batch] = () if held_out is None else held_out
+    used, unused = ([each] if isinstance(each, Tensor | Mapping) else each for each in (used, unused))
     if isinstance(used, Iterator) or isinstance(unused, Iterator):
         raise UserError("the batches are gone through more than once: pass a list or a data loader, not an iterator")
 
+    with _complete_args(model, bare):
+        return _shift(bare, head, skipped, used, unused, recipe, precision, reload, progress)
+
+
+def _shift(
+    bare: nn.Module,
+    head: Head,
+    skipped: dict[str, str],
+    used: Iterable[Batch],
+    unused: Iterable[Batch],
+    recipe: ShiftRecipe,
+    precision: torch.dtype | None,
+    reload: Callable[[], Any] | None,
+    progress: Progress,
+) -> ShiftReport:
+    """The shift itself, of a bare model whose args are complete; see `shift_`."""
     method = METHODS[recipe.method]
     chosen = [layer for layer in head.layers if layer.name not in skipped]
     gains = _gains(bare)
@@ -92,8 +112,21 @@ def shift_(
     heads = CachedHeads() if method.guarded and recipe.max_loss_rise is not None else None
     unused_before = run_pass(bare, unused, head, grams, clock, progress, "held-out loss", heads)
 
-    weights = {layer.name: in_float64(layer.matrix) for layer in head.layers}
-    guard = _guard(bare, chosen, heads, unused_before, clock) if heads and unused_before.means().get("total") else None
+    before = {layer.name: _state(layer) for layer in head.layers}
+    guard = None
+    if heads and unused_before.means().get("total"):
+
+        def loss_with(solutions: Mapping[str, Solution]) -> float:
+            """The held-out loss with solutions written in for a moment; only the head is run again, where kept."""
+            with _put_back(chosen):
+                for layer in chosen:
+                    if layer.name in solutions:
+                        _write(layer, solutions[layer.name], precision)
+                if heads.batches:
+                    return heads.loss(bare, clock)
+                return run_pass(bare, unused, head, {}, clock, progress, "guard").means()["total"]
+
+        guard = Guard(unused_before.means()["total"], loss_with)
     with clock("solve"):
         solved = _solve(chosen, collectors, recipe, guard)
     solutions = solved.solutions
@@ -107,20 +140,20 @@ def shift_(
     with _put_back(head.layers, only_on_error=True):
         for layer in chosen:
             if layer.name not in skipped:
-                _write(layer, solutions[layer.name])
+                _write(layer, solutions[layer.name], precision)
                 for tensor in layer.module.parameters():
                     broadcast_(tensor)
         measured = unwrap(reload()) if reload else bare
         loss_after = run_pass(measured, used, head, {}, clock, progress, "loss after")
         unused_after = run_pass(measured, unused, head, {}, clock, progress, "held-out loss after")
-        after = {layer.name: layer.matrix.to(weights[layer.name]) for layer in find_head(measured).layers}
+        after = {layer.name: _state(layer) for layer in find_head(measured).layers}
 
     return ShiftReport(
         recipe,
         tuple(
             _layer_report(
                 layer,
-                weights[layer.name],
+                before[layer.name],
                 after[layer.name],
                 solutions.get(layer.name),
                 skipped.get(layer.name),
@@ -138,6 +171,28 @@ def shift_(
     )
 
 
+@contextmanager
+def _complete_args(model: Any, bare: nn.Module) -> Iterator[None]:
+    """The args of the model's training on the bare model for the length of a block.
+
+    A `YOLO` made from a file keeps most of them in its checkpoint only, and a loss needs its gains.
+    """
+    checkpoint = getattr(model, "ckpt", None)
+    recorded = (checkpoint.get("train_args") or {}) if isinstance(checkpoint, Mapping) else None
+    args: Any = getattr(bare, "args", None)
+    if recorded is None or not isinstance(args, Mapping):
+        yield
+        return
+    from yolo_os.integration.checkpoint import complete_args
+
+    untyped: Any = bare
+    untyped.args = {**complete_args(recorded), **args}
+    try:
+        yield
+    finally:
+        untyped.args = args
+
+
 def plan(head: Head, recipe: ShiftRecipe) -> dict[str, str]:
     """Layers that will not be shifted, with the reason, before any pass is run.
 
@@ -152,6 +207,9 @@ def plan(head: Head, recipe: ShiftRecipe) -> dict[str, str]:
         elif reason := method.refusal(layer, recipe):
             skipped[layer.name] = reason
     names = ", ".join(f"{layer.name} ({layer.role})" for layer in head.layers)
+    for word in recipe.words:
+        if word not in ROLES and not any(matches(word, each.name, each.role) for each in (*head.layers, *head.refused)):
+            raise UserError(f"layers={word} names no layer of this {head.kind} head and no role: it has {names}")
     if all(not recipe.selects(layer.name, layer.role) for layer in head.layers):
         refused = [layer for layer in head.refused if recipe.selects(layer.name, layer.role)]
         why = f"; {refused[0].name} is refused: {refused[0].refused}" if refused else ""
@@ -179,21 +237,6 @@ def _seconds(clock: Clock) -> dict[str, float]:
     return {**seconds, "solve": seconds["solve"] - seconds.get("guard", 0.0)}
 
 
-def _guard(
-    model: nn.Module, layers: list[PredictionLayer], heads: CachedHeads, before: LossMean, clock: Clock
-) -> Guard:
-    """The held-out loss with solutions written in for a moment: only the head is run again."""
-
-    def loss_with(solutions: Mapping[str, Solution]) -> float:
-        with _put_back(layers):
-            for layer in layers:
-                if layer.name in solutions:
-                    _write(layer, solutions[layer.name])
-            return heads.loss(model, clock)
-
-    return Guard(before.means()["total"], loss_with)
-
-
 def _gains(model: nn.Module) -> dict[str, float]:
     """The gains of the model's training loss, as far as its `args` say."""
     args = getattr(model, "args", None)
@@ -213,12 +256,18 @@ def _solve(
 
 
 @torch.no_grad()
-def _write(layer: PredictionLayer, solution: Solution) -> None:
-    """Put a solution into the layer's own tensors, which optimizers and averages know by identity."""
+def _write(layer: PredictionLayer, solution: Solution, precision: torch.dtype | None) -> None:
+    """Put a solution into the layer's own tensors, which optimizers and averages know by identity, rounded."""
     weight, bias = layer.module.weight, layer.module.bias
-    weight.copy_(solution.weight.T.reshape(weight.shape))
+    weight.copy_(solution.weight.T.reshape(weight.shape).to(precision or weight.dtype))
     if solution.bias_change is not None and bias is not None:
-        bias.add_(solution.bias_change.to(bias))
+        bias.copy_((bias + solution.bias_change.to(bias)).to(precision or bias.dtype))
+
+
+def _state(layer: PredictionLayer) -> tuple[Tensor, Tensor | None]:
+    """A copy of V, (m, n), and the bias, (n,), in float64."""
+    bias = layer.module.bias
+    return in_float64(layer.matrix).clone(), None if bias is None else in_float64(bias).clone()
 
 
 @contextmanager
@@ -239,15 +288,17 @@ def _put_back(layers: Sequence[PredictionLayer], only_on_error: bool = False) ->
 
 def _layer_report(
     layer: PredictionLayer,
-    before: Tensor,
-    after: Tensor,
+    old: tuple[Tensor, Tensor | None],
+    new: tuple[Tensor, Tensor | None],
     solution: Solution | None,
     skipped: str | None,
     collector: Collector | None,
     gram: Gram | None,
 ) -> LayerReport:
     solved = solution is not None and collector is not None and gram is not None
-    change = solution.bias_change if solution and not skipped else None
+    (before, old_bias), (after, new_bias) = old, ((each if each is None else each.to(old[0].device)) for each in new)
+    assert after is not None
+    change = new_bias - old_bias if new_bias is not None and old_bias is not None else None
     return LayerReport(
         layer.name,
         layer.role,
@@ -286,7 +337,7 @@ def _warnings(
     if short:
         yield f"fewer rows than classes, the paper's lower bound: {', '.join(short)}"
     if not calibration.means():
-        yield "no training loss was measured: the batches have no labels, or the model no loss"
+        yield "no training loss was measured: the batches have no labelled objects, or the model's `args` no loss gains"
     if METHODS[recipe.method].guarded and recipe.max_loss_rise is not None and solved.trials[0].rise is None:
         yield "the shift was not guarded: no loss could be taken on held-out images, so it went to `keep` unchecked"
     if not held_out.images:

@@ -56,14 +56,6 @@ class Checkpoint:
         """Records of the shifts made to it so far, first to last."""
         return list(self.contents.get(RECORD) or [])
 
-    def rounded(self, model: nn.Module) -> nn.Module:
-        """A copy of a model of this architecture as it would be read back after it was saved: in stored precision."""
-        copied = copy.deepcopy(model)
-        for layer in find_head(copied).layers:
-            for tensor in layer.module.parameters():
-                tensor.data.copy_(tensor.data.to(self.precision))
-        return copied
-
 
 def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     """Read an Ultralytics checkpoint.
@@ -86,6 +78,8 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
             else "; yolo-os downloads nothing: fetch official weights with Ultralytics first"
         )
         raise UserError(f"model={path}: no such file{hint}")
+    if file.is_dir():
+        raise UserError(f"model={path}: it is a folder; give the checkpoint's file")
     if file.suffix != ".pt":
         raise UserError(f"model={path}: takes a .pt checkpoint; exported formats hold no weights that can be shifted")
     try:
@@ -97,9 +91,14 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
         raise UserError(f"model={path}: no Ultralytics checkpoint: it holds no model (a bare state_dict is not enough)")
     model = copy.deepcopy(stored).float().eval()
     untyped: Any = model
-    untyped.args = {**DEFAULT_CFG_DICT, **(contents.get("train_args") or {})}  # as Ultralytics completes them
+    untyped.args = complete_args(contents.get("train_args") or {})
     untyped.task = getattr(model, "task", None) or guess_model_task(model)
     return Checkpoint(file, contents, stored, model)
+
+
+def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The args of a training as a checkpoint records them, completed by Ultralytics' defaults, as it does itself."""
+    return {**DEFAULT_CFG_DICT, **recorded}
 
 
 def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any], out: Path) -> None:
@@ -130,9 +129,13 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
         torch.save(contents, temporary)
 
 
-def shift_record(checkpoint: Checkpoint, recipe: Mapping[str, Any], version: str) -> dict[str, Any]:
+def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, Any], version: str) -> dict[str, Any]:
     """What a shifted checkpoint says of the shift: plain types only."""
+    pairs = [(old.matrix, new.matrix) for old, new in zip(find_head(checkpoint.stored).layers, find_head(model).layers)]
+    norms = [sum(float(matrix.double().square().sum()) for matrix in side) for side in zip(*pairs)]
     return {
+        "layers_moved": sum(not torch.equal(old.to(new), new) for old, new in ((o, n.cpu()) for o, n in pairs)),
+        "squared_norm_kept": norms[1] / norms[0] if norms[0] else 1.0,
         "version": version,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": checkpoint.path.name,

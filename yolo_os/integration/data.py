@@ -99,7 +99,7 @@ def calibration_batches(
 ) -> tuple[Batches, Batches]:
     """Batches to shift on, and others to check on, drawn at random by the recipe's seed from one split.
 
-    Where the split has fewer images than the recipe asks for, a quarter of it at most is held out.
+    Where the split has fewer images than the recipe asks for, a quarter of it is held out, or what is left over.
 
     Args:
         model: the bare model, whose task says which labels are read.
@@ -116,7 +116,7 @@ def calibration_batches(
     with first_process_first():  # which writes the caches
         dataset = open_dataset(model, data, split, imgsz, batch)
     total = len(dataset)
-    held_out = min(recipe.held_out, total // 4) if total < recipe.images + recipe.held_out else recipe.held_out
+    held_out = min(recipe.held_out, max(total // 4, total - recipe.images))
     used = min(recipe.images, total - held_out)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(recipe.seed)).tolist()
     return (
@@ -133,7 +133,8 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     """
     untyped: Any = model
     args = dict(untyped.args) if isinstance(getattr(model, "args", None), Mapping) else {}
-    size = int(imgsz or args.get("imgsz") or 640)
+    trained = args.get("imgsz") or 640
+    size = imgsz or int(max(trained) if isinstance(trained, list | tuple) else trained)
     stride = max(int(untyped.stride.max()), 32)
     if size < stride or size % stride:
         raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")

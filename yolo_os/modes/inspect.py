@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_os.errors import UserError
 from yolo_os.keys import Key
 from yolo_os.modes.shift import DATA_KEYS, MODEL_KEYS
-from yolo_os.runs import RUN_KEYS, check_writable, run_folder, written_whole
+from yolo_os.runs import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ KEYS = (
         None,
         "data set YAML, its shipped name, or a VOCdevkit folder: adds rank and spectrum",
     ),
-    Key("images", (int,), 64, "images whose features are looked at"),
+    Key("images", (int,), 64, "images whose features are looked at", minimum=1),
     Key("seed", (int,), 0, "seed of the images drawn"),
     Key("rtol", (float, type(None)), None, "singular values of A below rtol times the largest count as zero"),
     *DATA_KEYS,
@@ -44,6 +44,9 @@ def run(options: dict[str, Any]) -> int:
     """Inspect as the keys say; the exit code."""
     if options["json"]:
         check_writable(Path(options["json"]))
+        if Path(options["json"]).exists() and Path(options["json"]).resolve() == Path(options["model"]).resolve():
+            raise UserError(f"json={options['json']} is the model itself: choose another name")
+    check_folder("inspect", options)
     from yolo_os.heads import find_head
 
     model, shifts = _open(options)
@@ -60,7 +63,7 @@ def run(options: dict[str, Any]) -> int:
 
         folder = run_folder("inspect", options)
         plot_spectra(layers, folder / "spectrum.png", options["rtol"])
-        print(f"\n{_advice(layers, options['images'])}\nspectra: {folder / 'spectrum.png'}")
+        print(f"\n{_advice(layers)}\nspectra: {folder / 'spectrum.png'}")
     if options["json"]:
         entries = [{key: value for key, value in vars(layer).items() if key in _JSON_FIELDS} for layer in layers]
         refused = [{"name": layer.name, "role": layer.role, "refused": layer.refused} for layer in head.refused]
@@ -167,16 +170,17 @@ def _table(layers: list[LayerReport], with_data: bool) -> str:
     return "\n".join(lines)
 
 
-def _advice(layers: list[LayerReport], images: int) -> str:
+def _advice(layers: list[LayerReport]) -> str:
     """What a person can expect of a shift, from the ranks."""
+    budget = "method=budget, the default, takes what the training loss does not feel, and checks it on other images."
     free = [layer.name for layer in layers if layer.rank is not None and layer.rank < layer.m]
     if free:
         return (
-            f"method=os can move {', '.join(free)}: on {images} images their features leave directions unseen. "
-            "More images may see them; the report's drift tells."
+            f"method=os can move {', '.join(free)}: on these images their features leave directions unseen. More "
+            f"images may see them; the report's drift tells. {budget}"
         )
     return (
-        f"method=os can do nothing: on {images} images every layer has rank(A) = m, so its weights are the only "
-        "solution. method=sos moves every layer with more inputs m than samples, and its outputs on other anchor "
-        "points with it: read the held-out loss in its report."
+        "method=os can do nothing: on these images every layer has rank(A) = m, so its weights are the only solution. "
+        "method=sos moves every layer with more inputs m than samples, and its outputs on other anchor points with it. "
+        f"{budget}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.keys import Key
-from yolo_os.recipe import ShiftRecipe, recipe_keys
-from yolo_os.runs import RUN_KEYS, check_writable, run_folder, written_whole
+from yolo_os.recipe import USED_BY, ShiftRecipe, recipe_keys
+from yolo_os.runs import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
 
 if TYPE_CHECKING:
     from yolo_os.report import ShiftReport
@@ -26,10 +28,10 @@ MODEL_KEYS = (
 )
 DATA_KEYS = (
     Key("split", (str,), "train", "split of the data that the images are drawn from", choices=("train", "val", "test")),
-    Key("imgsz", (int, type(None)), None, "image size in pixels; None: that of the model's training"),
-    Key("batch", (int,), 16, "images per batch"),
+    Key("imgsz", (int, type(None)), None, "image size in pixels; None: that of the model's training", minimum=32),
+    Key("batch", (int,), 16, "images per batch", minimum=1),
     Key("device", (str,), "", "cpu, 0, cuda:0, mps; a GPU where there is one if not given"),
-    Key("workers", (int,), 0, "loader processes"),
+    Key("workers", (int,), 0, "loader processes", minimum=0),
 )
 KEYS = (
     *MODEL_KEYS,
@@ -44,7 +46,7 @@ KEYS = (
 )
 EXAMPLES = (
     "yolo-os shift model=best.pt data=my.yaml",
-    "yolo-os shift model=best.pt data=VOCdevkit layers=cls samples=48 out=best-os.pt",
+    "yolo-os shift model=best.pt data=VOCdevkit layers=cls keep=0.8 out=best-os.pt",
     "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
     "torchrun --nproc-per-node 4 -m yolo_os shift model=best.pt data=my.yaml images=10000",
 )
@@ -64,17 +66,23 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
     """
     recipe = recipe_from(options)
     source = Path(options["model"])
+    if source.is_dir():
+        raise UserError(f"model={source}: it is a folder; give the checkpoint's file")
     out = Path(options["out"]) if options["out"] else source.with_name(f"{source.stem}-os.pt")
     if out.suffix != ".pt":
         raise UserError(f"out={out}: takes a name that ends in .pt, so that YOLO() opens it")
-    if source.exists() and out.exists() and out.samefile(source):
-        raise UserError(f"out={out} is the model itself: the input is never changed, choose another name")
-    for path in filter(None, (out, options["json"])):
-        check_writable(Path(path))
+    outputs = [("out", out), *([("json", Path(options["json"]))] if options["json"] else [])]
+    for key, path in outputs:
+        check_writable(path)
+        if source.exists() and path.exists() and path.samefile(source):
+            raise UserError(f"{key}={path} is the model itself: the input is never changed, choose another name")
+    if len({path.resolve() for _, path in outputs}) < len(outputs):
+        raise UserError(f"out= and json= name one file, {out}")
+    check_folder("shift", options)
 
     from yolo_os.processes import process_group
 
-    with process_group():
+    with process_group(options["device"]):
         return _shift(options, recipe, source, out)
 
 
@@ -97,15 +105,23 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     used, held_out = calibration_batches(model, options["data"], recipe, **loading)
 
     if rank() > 0:
-        report = shift_(model, used, recipe, held_out=held_out, reload=lambda: checkpoint.rounded(model))
-        return report, out
-    with written_whole(out) as temporary:
+        return shift_(model, used, recipe, held_out=held_out, precision=checkpoint.precision), out
+    with ExitStack() as finishing:
 
         def save_and_read_back() -> Any:
-            save_shifted(checkpoint, model, shift_record(checkpoint, recipe.to_dict(), __version__), temporary)
+            temporary = finishing.enter_context(written_whole(out))  # moved into place once it has been measured
+            save_shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__), temporary)
             return load_checkpoint(temporary, options["trust"]).model.to(device)
 
-        report = shift_(model, used, recipe, held_out=held_out, reload=save_and_read_back, progress=progress_bar)
+        report = shift_(
+            model,
+            used,
+            recipe,
+            held_out=held_out,
+            precision=checkpoint.precision,
+            reload=save_and_read_back,
+            progress=progress_bar,
+        )
     report = replace(report, precision=str(checkpoint.precision).removeprefix("torch."))
     folder = run_folder("shift", options)
     (folder / "shift.log").write_text(
@@ -123,4 +139,12 @@ def recipe_from(options: dict[str, Any]) -> ShiftRecipe:
     """The recipe file of the options, or the default recipe, with the recipe keys that were given in its place."""
     given = {key.name: options[key.name] for key in recipe_keys() if key.name in options}
     base = ShiftRecipe.from_yaml(options["recipe"]) if options["recipe"] else ShiftRecipe()
-    return base.replace(**given)
+    if not options["recipe"] and "method" not in given and {"samples", "sampling"} & set(given):
+        print("note: samples= and sampling= are settings of sos, so the method is sos", file=sys.stderr)
+        given["method"] = "sos"
+    recipe = base.replace(**given)
+    for name in given:
+        methods = USED_BY.get(name, (recipe.method,))
+        if recipe.method not in methods:
+            print(f"warning: {name}= is for {' and '.join(methods)}; {recipe.method} ignores it", file=sys.stderr)
+    return recipe
