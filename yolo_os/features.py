@@ -2,7 +2,8 @@
 
 A prediction layer's input is held as (B, m, P): B images, m features, P anchor points per image (a feature map's
 H * W, or a transformer's queries); column p of image b is one row of A. Whatever the number of images, what is kept
-is bounded: `samples` rows, or one m x m matrix. Nothing leaves the device, and no batch waits for the device.
+is bounded: `samples` rows, or sums of m x m (`curvature`: n of them). Nothing else leaves the device, and sampling and
+summing do not make the host wait for it.
 """
 
 from __future__ import annotations

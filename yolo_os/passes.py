@@ -14,7 +14,7 @@ from yolo_os.errors import UserError
 from yolo_os.features import Anchors, Collector, anchors_of, as_columns, capture
 from yolo_os.heads import Head, last_module
 from yolo_os.loss import LossMean, has_labels, training_loss
-from yolo_os.processes import rank, world_size
+from yolo_os.processes import gather, rank, world_size
 
 Batch = Tensor | Mapping[str, Any]
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -71,6 +71,9 @@ def run_pass(
                         features, outputs = map(as_columns, seen[layer.module])
                         collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=number)))
                 seen.clear()
+    shares = gather(mean.images)
+    if any(shares) and not all(shares):
+        raise UserError(f"of {len(shares)} processes some had no image to work on: take fewer, or a smaller batch=")
     for layer in layers:
         collectors[layer.name].merge()
     mean.merge()

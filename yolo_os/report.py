@@ -24,8 +24,8 @@ class LayerReport:
     Attributes:
         name, role, level, stride: as in `PredictionLayer`.
         m, n: input features and outputs.
-        rank: of the system that was solved; None if it was not.
-        rows: rows of that system; None if it was not.
+        rank: of the rows solved for (budget: of an even draw of all rows); None if nothing was solved.
+        rows: how many these are.
         sampling: how the rows were drawn; None where all were used.
         norm_before, norm_after: Frobenius norm of V.
         residual: ||A V' - A V|| / ||A V|| on the rows solved for; None if nothing was solved.
@@ -120,7 +120,11 @@ class ShiftReport:
             return f"{text}; no training loss could be measured, so what that cost is unknown."
         if not math.isfinite(rise):
             return f"{text}, but the training loss is no number any more: this shift does harm."
-        where = "images it did not use" if self.held_out.images else "its own calibration images (none were held out)"
+        where = (
+            ("images that only the guard used" if self.trials else "images it did not use")
+            if self.held_out.images
+            else "its own calibration images (none were held out)"
+        )
         moved = f"{'rose' if rise > 0 else 'fell'} by {abs(rise):.2%}" if abs(rise) >= 5e-5 else "stayed to 0.01%"
         change = f"the training loss on {where} {moved}"
         if rise > HARMFUL_RISE:

@@ -15,6 +15,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.nn.tasks import guess_model_task
+from ultralytics.utils import LOGGER
 
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head
@@ -197,4 +198,6 @@ def describe(data: str | Path, split: str, names: Sequence[str]) -> dict[str, An
             f"data={data} has the model's classes in another order (class {first} is '{order[first]}' there and "
             f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
         )
+    if set(order) != set(names):
+        LOGGER.warning(f"data={data} names classes that the model does not ({order[0]}, ...): are these its labels?")
     return described
