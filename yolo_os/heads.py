@@ -6,10 +6,12 @@ Heads are known by their attributes, not by their classes, so nothing of Ultraly
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from yolo_os.errors import UserError
@@ -62,6 +64,19 @@ class PredictionLayer:
         """V, (m, n): a view of the module's weight."""
         return self.module.weight.detach().flatten(1).T
 
+    @torch.no_grad()
+    def set_(self, weight: Tensor, bias_change: Tensor | None = None, precision: torch.dtype | None = None) -> None:
+        """Write V, (m, n), and add to the bias, (n,), in the module's own tensors, which optimizers know by identity.
+
+        Args:
+            weight, bias_change: the new V and what is added to the bias; None leaves it alone.
+            precision: the values are rounded to it; None: to that of the module.
+        """
+        old, bias = self.module.weight, self.module.bias
+        old.copy_(weight.T.reshape(old.shape).to(precision or old.dtype))
+        if bias_change is not None and bias is not None:
+            bias.copy_((bias + bias_change.to(bias)).to(precision or bias.dtype))
+
 
 @dataclass(frozen=True)
 class Head:
@@ -80,6 +95,22 @@ class Head:
     refused: tuple[PredictionLayer, ...] = ()
     scorers: Mapping[str, nn.Module] = field(default_factory=dict)
     branches: tuple[str, ...] = ("",)
+
+
+@contextmanager
+def put_back(layers: Sequence[PredictionLayer], only_on_error: bool = False) -> Iterator[None]:
+    """Undo what a block does to layers; or only what one does that does not come to its end, interruptions included."""
+    tensors = [tensor for layer in layers for tensor in (layer.module.weight, layer.module.bias) if tensor is not None]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    done = False
+    try:
+        yield
+        done = only_on_error
+    finally:
+        if not done:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, saved):
+                    tensor.copy_(value)
 
 
 def prediction_layers(model: Any) -> list[PredictionLayer]:

@@ -82,8 +82,7 @@ class TrainingLoss:
 def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
     """The training loss of a bare model (see `heads.unwrap`) for the length of a block; the model is left as it was."""
     inner: Any = model
-    args = getattr(inner, "args", None)
-    given = dict(args) if isinstance(args, Mapping) else dict(vars(args)) if args is not None else {}
+    args, given = getattr(inner, "args", None), _args_of(model)
     had_criterion, criterion = hasattr(inner, "criterion"), getattr(inner, "criterion", None)
     loss = TrainingLoss(model, None)
     hooks: list[Any] = []
@@ -101,8 +100,8 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
             if hasattr(inner.criterion, "final_o2m"):  # end-to-end: the weights of the branches as training ends
                 inner.criterion.o2m = inner.criterion.final_o2m
                 inner.criterion.o2o = 1 - inner.criterion.o2m
-            for branch, assigner in _assigners(inner.criterion):
-                hooks.append(assigner.register_forward_hook(_noting(loss.labels, branch)))
+            for branch, assigner in assigners(inner.criterion):
+                hooks.append(assigner.register_forward_hook(noting(loss.labels, branch)))
         yield loss
     finally:
         for hook in hooks:
@@ -117,12 +116,24 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
             inner.criterion = criterion
 
 
+def gains_of(model: nn.Module) -> dict[str, float]:
+    """The gains of a bare model's training loss, as far as its `args` say."""
+    given = _args_of(model)
+    return {name: float(given[name]) for name in ("cls", "dfl", "box", "pose") if given.get(name) is not None}
+
+
 def has_labels(batch: Mapping[str, Any]) -> bool:
     """Whether a batch holds what a loss needs."""
     return all(key in batch for key in LABEL_KEYS)
 
 
-def _assigners(criterion: Any) -> Iterable[tuple[str, nn.Module]]:
+def _args_of(model: nn.Module) -> dict[str, Any]:
+    """The `args` of a bare model: a dictionary in a checkpoint, attributes while it is trained."""
+    args = getattr(model, "args", None)
+    return dict(args) if isinstance(args, Mapping) else dict(vars(args)) if args is not None else {}
+
+
+def assigners(criterion: Any) -> Iterable[tuple[str, nn.Module]]:
     """The task-aligned assigners of a criterion, by branch of the head."""
     branches = {"": getattr(criterion, "one2many", criterion), "one2one_": getattr(criterion, "one2one", None)}
     for branch, loss in branches.items():
@@ -131,7 +142,7 @@ def _assigners(criterion: Any) -> Iterable[tuple[str, nn.Module]]:
             yield branch, assigner
 
 
-def _noting(labels: dict[str, Tensor], branch: str) -> Any:
+def noting(labels: dict[str, Tensor], branch: str) -> Any:
     """A hook that notes the classes an assigner gives out: -1 where an anchor point is background."""
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -18,6 +18,8 @@ from yolo_os.features import Collector, Gram, RowSample
 from yolo_os.heads import PredictionLayer
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.solve import (
+    LeastNorm,
+    Shrinkage,
     default_rtol,
     in_float64,
     independent_rows,
@@ -27,9 +29,14 @@ from yolo_os.solve import (
 )
 
 LayerFeatures = tuple[PredictionLayer, Collector]
+Move = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 # How many shares of the norm, from `keep` to 1, the guard looks at before it gives up.
 _STEPS = 8
+
+
+def _stay(weight: Tensor) -> tuple[Tensor, None]:
+    return weight, None
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Solution:
         singular_values: of A, largest first.
         bias_change: what is added to the bias, (n,); None leaves it alone.
         unchanged: why V is as it was; None for a weight that moved.
+        move: the same move for another V, such as its average over training: the new V, and the bias change.
     """
 
     weight: Tensor
@@ -51,6 +59,18 @@ class Solution:
     singular_values: Tensor
     bias_change: Tensor | None = None
     unchanged: str | None = None
+    move: Move = field(default=_stay, repr=False, compare=False)
+
+    def part(self, weight: Tensor, share: float) -> Solution:
+        """The solution a share of the way from V, `weight`; for one without a bias change."""
+        assert self.bias_change is None
+        if share == 1:
+            return self
+        return replace(
+            self,
+            weight=weight + share * (self.weight - weight),
+            move=lambda other: (other + share * (self.move(other)[0] - other), None),
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,12 @@ class OS:
         full = found.rank == features
         reason = f"rank(A) = m = {features}: the weights are the only solution, nothing to shift" if full else None
         return Solution(
-            weight if full else found.weight, found.rank, collector.count, found.singular_values, unchanged=reason
+            weight if full else found.weight,
+            found.rank,
+            collector.count,
+            found.singular_values,
+            unchanged=reason,
+            move=_stay if full else _least_norm_move(found),
         )
 
 
@@ -175,7 +200,9 @@ class SOS:
             assert isinstance(collector, RowSample)
             rows = in_float64(collector.rows[independent_rows(collector.rows, recipe.rtol)])
             found = least_norm(rows, layer.matrix)
-            solutions[layer.name] = Solution(found.weight, found.rank, len(rows), found.singular_values)
+            solutions[layer.name] = Solution(
+                found.weight, found.rank, len(rows), found.singular_values, move=_least_norm_move(found)
+            )
         return Solved(solutions)
 
 
@@ -213,7 +240,8 @@ class Budget:
             solutions = {}
             for name, layer in layers.items():
                 weight, bias_change = layer.solve(mu)
-                solutions[name] = replace(seen[name], weight=weight, bias_change=bias_change)
+                move = _shrinkage_move(layer, mu)
+                solutions[name] = replace(seen[name], weight=weight, bias_change=bias_change, move=move)
             predicted = sum(layer.rise(mu) for layer in layers.values())
             rise, share, passed = None, math.nan, True
             if guard is not None and recipe.max_loss_rise is not None:
@@ -233,6 +261,14 @@ class Budget:
         weight = gram.layer.matrix
         found = least_norm_from_gram(gram.all.matrix, weight, default_rtol(weight))
         return Solution(in_float64(weight), found.rank, gram.count, found.singular_values)
+
+
+def _least_norm_move(found: LeastNorm) -> Move:
+    return lambda weight: (found.of(weight), None)
+
+
+def _shrinkage_move(layer: Shrinkage, mu: float) -> Move:
+    return lambda weight: replace(layer, weight=in_float64(weight)).solve(mu)
 
 
 METHODS: Mapping[str, Method] = {"os": OS(), "sos": SOS(), "budget": Budget()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,61 @@ def plot_spectra(layers: Sequence[LayerReport], path: Path, rtol: float | None =
     figure.supxlabel("index", fontsize=9)
     figure.supylabel("singular value of A / largest", fontsize=9)
     _save(figure, path)
+
+
+def plot_training(folder: Path, path: Path) -> None:
+    """Head norm, loss and shifts over a training, from the `results.csv` and `shifts.csv` in its folder."""
+    epochs = _columns(folder / "results.csv")
+    shifts = _columns(folder / "shifts.csv")
+    figure, (norm, loss, rise) = _figure(3, 1, (7.0, 7.5), sharex=True)
+    when = epochs.get("epoch", [])
+    for name, label, colour in (("os/norm", "model", "#0072B2"), ("os/norm_ema", "average (saved)", "#D55E00")):
+        if name in epochs:
+            norm.plot(when, epochs[name], label=label, color=colour, marker=".")
+    for part, colour in (("train", "#0072B2"), ("val", "#D55E00")):
+        terms = [values for name, values in epochs.items() if name.startswith(f"{part}/") and "loss" in name]
+        if terms:
+            loss.plot(when, [sum(row) for row in zip(*terms)], label=part, color=colour, marker=".")
+    made = {
+        step: (epoch, 100 * (after / before - 1), bool(back))
+        for step, epoch, before, after, back, note in zip(
+            *(shifts.get(name, []) for name in ("step", "epoch", "loss_before", "loss_after", "taken_back", "note"))
+        )
+        if before and (back or note != note)  # nan: no note, so the layer moved
+    }
+    for back, colour, label in ((False, "#009E73", "stands"), (True, "#BBBBBB", "taken back")):
+        points = [(epoch, change) for epoch, change, each in made.values() if each is back]
+        if points:
+            rise.plot(*zip(*points), "o", color=colour, label=f"{label} ({len(points)})")
+    for epoch in {epoch for epoch, _, back in made.values() if not back}:
+        for axis in (norm, loss):
+            axis.axvline(epoch, color="#009E73", linewidth=0.6, alpha=0.5)
+    rise.axhline(0, color="black", linewidth=0.8)
+    norm.set_ylabel("norm of the head's\nprediction layers")
+    loss.set_ylabel("loss, sum of terms")
+    rise.set_ylabel("loss on the batch,\nchange by a shift (%)")
+    rise.set_xlabel("epoch")
+    rise.xaxis.get_major_locator().set_params(integer=True)
+    for axis in (norm, loss, rise):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, frameon=False)
+    if not made:
+        rise.text(0.5, 0.6, "no shift during training", transform=rise.transAxes, ha="center", fontsize=9)
+    _save(figure, path)
+
+
+def _columns(path: Path) -> dict[str, list[float]]:
+    """A CSV file by column, as numbers; nan for nothing, inf for other text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, skipinitialspace=True))
+    return {name.strip(): [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("inf") if text else float("nan")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:

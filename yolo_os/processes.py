@@ -17,8 +17,24 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For the length of a block this process works by itself, whatever group it is in: the others do not take part."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def world_size() -> int:
     """How many processes work on this."""
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

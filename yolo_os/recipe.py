@@ -53,7 +53,8 @@ class ShiftRecipe:
     max_loss_rise: float | None = _setting(
         0.002,
         (float, type(None)),
-        "budget: the guard; largest rise of the training loss on held-out images, relative; None: no guard",
+        "largest relative rise of the training loss that a shift may cause; budget: on held-out images; any method "
+        "during training: on the batch; None: no guard",
     )
     samples: int | float = _setting(
         0.75,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from yolo_os.clock import Clock
 from yolo_os.errors import UserError
 from yolo_os.features import Collector, Gram, RowSample, relative_change
-from yolo_os.heads import Head, PredictionLayer, find_head, unwrap
-from yolo_os.loss import LossMean
+from yolo_os.heads import Head, PredictionLayer, find_head, put_back, unwrap
+from yolo_os.loss import LossMean, gains_of
 from yolo_os.methods import METHODS, Guard, Solution, Solved
 from yolo_os.passes import Batch, CachedHeads, Progress, run_pass
 from yolo_os.processes import broadcast_, gather
@@ -101,7 +101,7 @@ def _shift(
     """The shift itself, of a bare model whose args are complete; see `shift_`."""
     method = METHODS[recipe.method]
     chosen = [layer for layer in head.layers if layer.name not in skipped]
-    gains = _gains(bare)
+    gains = gains_of(bare)
     collectors = {layer.name: method.collector(layer, recipe, gains) for layer in chosen}
     grams = {layer.name: Gram() for layer in chosen}
     clock = Clock(next(bare.parameters()).device)
@@ -118,10 +118,11 @@ def _shift(
 
         def loss_with(solutions: Mapping[str, Solution]) -> float:
             """The held-out loss with solutions written in for a moment; only the head is run again, where kept."""
-            with _put_back(chosen):
+            with put_back(chosen):
                 for layer in chosen:
                     if layer.name in solutions:
-                        _write(layer, solutions[layer.name], precision)
+                        solution = solutions[layer.name]
+                        layer.set_(solution.weight, solution.bias_change, precision)
                 if heads.batches:
                     return heads.loss(bare, clock)
                 return run_pass(bare, unused, head, {}, clock, progress, "guard").means()["total"]
@@ -137,10 +138,11 @@ def _shift(
         if layer.name not in solutions:
             skipped[layer.name] = "it does not run in eval mode, so it has no features"
 
-    with _put_back(head.layers, only_on_error=True):
+    with put_back(head.layers, only_on_error=True):
         for layer in chosen:
             if layer.name not in skipped:
-                _write(layer, solutions[layer.name], precision)
+                solution = solutions[layer.name]
+                layer.set_(solution.weight, solution.bias_change, precision)
                 for tensor in layer.module.parameters():
                     broadcast_(tensor)
         measured = unwrap(reload()) if reload else bare
@@ -237,13 +239,6 @@ def _seconds(clock: Clock) -> dict[str, float]:
     return {**seconds, "solve": seconds["solve"] - seconds.get("guard", 0.0)}
 
 
-def _gains(model: nn.Module) -> dict[str, float]:
-    """The gains of the model's training loss, as far as its `args` say."""
-    args = getattr(model, "args", None)
-    given = dict(args) if isinstance(args, Mapping) else dict(vars(args)) if args is not None else {}
-    return {name: float(given[name]) for name in ("cls", "dfl", "box", "pose") if given.get(name) is not None}
-
-
 def _solve(
     layers: Iterable[PredictionLayer], collectors: Mapping[str, Collector], recipe: ShiftRecipe, guard: Guard | None
 ) -> Solved:
@@ -255,35 +250,10 @@ def _solve(
     return METHODS[recipe.method].solve(seen, recipe, guard)
 
 
-@torch.no_grad()
-def _write(layer: PredictionLayer, solution: Solution, precision: torch.dtype | None) -> None:
-    """Put a solution into the layer's own tensors, which optimizers and averages know by identity, rounded."""
-    weight, bias = layer.module.weight, layer.module.bias
-    weight.copy_(solution.weight.T.reshape(weight.shape).to(precision or weight.dtype))
-    if solution.bias_change is not None and bias is not None:
-        bias.copy_((bias + solution.bias_change.to(bias)).to(precision or bias.dtype))
-
-
 def _state(layer: PredictionLayer) -> tuple[Tensor, Tensor | None]:
     """A copy of V, (m, n), and the bias, (n,), in float64."""
     bias = layer.module.bias
     return in_float64(layer.matrix).clone(), None if bias is None else in_float64(bias).clone()
-
-
-@contextmanager
-def _put_back(layers: Sequence[PredictionLayer], only_on_error: bool = False) -> Iterator[None]:
-    """Undo what a block does to layers; or only what one does that does not come to its end, interruptions included."""
-    tensors = [tensor for layer in layers for tensor in (layer.module.weight, layer.module.bias) if tensor is not None]
-    saved = [tensor.detach().clone() for tensor in tensors]
-    done = False
-    try:
-        yield
-        done = only_on_error
-    finally:
-        if not done:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, saved):
-                    tensor.copy_(value)
 
 
 def _layer_report(

@@ -28,11 +28,17 @@ class LeastNorm:
         weight: V*, (m, n), float64.
         rank: how many directions of feature space A sees; V* has no part outside them.
         singular_values: of A, all min(b, m) or m of them, largest first, float64.
+        seen: (rank, m), an orthonormal basis of the directions that A sees, float64.
     """
 
     weight: Tensor
     rank: int
     singular_values: Tensor
+    seen: Tensor
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The least-norm solution for the same rows and another weight, (m, n)."""
+        return _part(self.seen, weight)
 
 
 def least_norm(rows: Tensor, weight: Tensor, rtol: float | None = None) -> LeastNorm:
@@ -54,7 +60,7 @@ def least_norm(rows: Tensor, weight: Tensor, rtol: float | None = None) -> Least
     _, singular_values, right = torch.linalg.svd(a, full_matrices=False)
     rank = _numerical_rank(singular_values, rtol)
     seen = right[:rank]
-    return LeastNorm(seen.T @ (seen @ v), rank, singular_values)
+    return LeastNorm(_part(seen, v), rank, singular_values, seen)
 
 
 def least_norm_from_gram(gram: Tensor, weight: Tensor, rtol: float) -> LeastNorm:
@@ -74,8 +80,8 @@ def least_norm_from_gram(gram: Tensor, weight: Tensor, rtol: float) -> LeastNorm
     singular_values = eigenvalues.clamp(min=0).sqrt().flip(0)
     resolution = (g.shape[0] * torch.finfo(torch.float64).eps) ** 0.5
     rank = _numerical_rank(singular_values, max(rtol, resolution))
-    seen = vectors.flip(1)[:, :rank]
-    return LeastNorm(seen @ (seen.T @ v), rank, singular_values)
+    seen = vectors.flip(1)[:, :rank].T
+    return LeastNorm(_part(seen, v), rank, singular_values, seen)
 
 
 def independent_rows(rows: Tensor, rtol: float | None = None) -> Tensor:
@@ -211,6 +217,11 @@ def default_rtol(rows: Tensor) -> float:
 def in_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64, on its own device if that has float64 (Apple's MPS has not), else on the CPU."""
     return tensor.detach().to("cpu" if tensor.device.type == "mps" else tensor.device).to(torch.float64)
+
+
+def _part(seen: Tensor, weight: Tensor) -> Tensor:
+    """The part of a weight, (m, n), within the span of an orthonormal basis, (rank, m)."""
+    return seen.T @ (seen @ weight.to(seen))
 
 
 def _numerical_rank(singular_values: Tensor, rtol: float) -> int:

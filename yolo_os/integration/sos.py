@@ -1,0 +1,341 @@
+"""Optimum shifting during an Ultralytics training: callbacks on a stock `YOLO`, no trainer of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils.torch_utils import autocast, strip_optimizer
+
+from yolo_os import __version__
+from yolo_os.errors import UserError
+from yolo_os.heads import Head, find_head, unwrap
+from yolo_os.processes import alone, gather
+from yolo_os.recipe import ShiftRecipe
+from yolo_os.report import ShiftReport
+from yolo_os.runs import written_whole
+from yolo_os.schedule import Schedule
+from yolo_os.shift import plan, shift_
+from yolo_os.shiftlog import ShiftLog
+from yolo_os.step import StepShift
+
+TASKS = ("detect", "segment", "pose", "obb")
+# One shift during training is weak: the head's norm is also its confidence, and it is still growing (docs/train.md).
+DEFAULT = ShiftRecipe(keep=0.9)
+_SAYS = colorstr("yolo_os: ")
+
+
+@dataclass
+class _Run:
+    """What lasts for one training."""
+
+    head: Head
+    skipped: dict[str, str]
+    log: ShiftLog
+    off: bool
+    epochs: int = 0
+    batch: int = 0  # of the epoch, from 0
+    period: int = 0  # of the last shift
+    hook: Any = None
+    hooked: Any = None  # the optimizer that the hook is on
+    watching: StepShift | None = None
+    finished: bool = False
+    reports: dict[str, ShiftReport] = field(default_factory=dict)
+
+
+class SOS:
+    """Shifts a model's prediction layers while stock Ultralytics trains it, and the saved weights at the end.
+
+        model = YOLO("yolo11n.pt")
+        SOS().attach(model)
+        model.train(data="my.yaml", epochs=100)
+
+    A shift comes after an optimizer step and before the update of the moving average (EMA), from the features of that
+    step's own batch; the average is moved by the same map. The loss on the batch is taken before and after, and a
+    shift that raises it by more than `recipe.max_loss_rise` is taken back. At the end `best.pt` and `last.pt`, which
+    hold the average, are shifted once more by `final`, judged on images that it did not use.
+
+    In the run's folder: `shifts.csv` (a line for each shift and layer), `shifts.png`, `os/` columns in `results.csv`,
+    and in `os/` the reports of the final shift; `weights/best-unshifted.pt` is the best before it.
+
+    The object can be pickled, as Ultralytics does to start a training on several GPUs.
+
+    Args:
+        recipe: of the shifts during training, or the name or file of one; None: budget, keep=0.9.
+        every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training.
+        start, end: shares of the training, between 0 and 1, between which shifts come.
+        final: recipe of the shift of the saved weights, or the name or file of one; None: none.
+
+    Raises:
+        UserError: for a bad setting.
+    """
+
+    def __init__(
+        self,
+        recipe: ShiftRecipe | str | Path | None = None,
+        every: int | str | None = "epoch",
+        start: float = 0.7,
+        end: float = 1.0,
+        final: ShiftRecipe | str | Path | None = "budget",
+    ) -> None:
+        self.recipe = _recipe(recipe) or DEFAULT
+        self.schedule = Schedule(every, start, end)
+        self.final = _recipe(final)
+        if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
+            self.final = self.final.replace(layers=self.recipe.layers)
+        if every is None and self.final is None:
+            raise UserError("every=None and final=None: there is nothing left to do")
+        self._run: _Run | None = None
+
+    def attach(self, model: Any) -> SOS:
+        """Have a `YOLO` or `RTDETR` call this during its next trainings; what was attached before is replaced.
+
+        Raises:
+            UserError: for another task than detection, segmentation, pose or oriented boxes, or a head that this
+                recipe can do nothing to.
+        """
+        task = getattr(model, "task", None)
+        if task not in TASKS or not isinstance(getattr(model, "model", None), nn.Module):
+            raise UserError(f"SOS shifts models for {', '.join(TASKS)}; this is a model for {task}")
+        self._plan(find_head(model))
+        self.detach(model)
+        for event in _EVENTS:
+            model.add_callback(event, getattr(self, event))
+        return self
+
+    @staticmethod
+    def detach(model: Any) -> None:
+        """Take any `SOS` off a `YOLO` again."""
+        for event in _EVENTS:
+            callbacks = model.callbacks.get(event, [])
+            callbacks[:] = [each for each in callbacks if not isinstance(getattr(each, "__self__", None), SOS)]
+
+    def _plan(self, head: Head) -> dict[str, str]:
+        skipped = plan(head, self.recipe)
+        if self.final is not None:
+            plan(head, self.final)
+        return skipped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: what belongs to one training stays with it."""
+        return {**self.__dict__, "_run": None}
+
+    # What follows is called by the trainer, in this order.
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """Check everything against the model that will be trained, before its first batch.
+
+        Raises:
+            UserError: for a recipe that can do nothing to it, a frozen head, or a training of a kind not supported.
+        """
+        bare = unwrap(trainer.model)
+        if getattr(trainer.args, "compile", False):
+            raise UserError(
+                "compile=: a compiled model does not run the hooks that a shift reads features by; leave it"
+            )
+        if getattr(trainer.args, "distill_model", None) is not None:
+            raise UserError("distill_model=: SOS shifts the model in training only where it is trained alone")
+        if getattr(trainer.args, "quantize", None):
+            raise UserError("quantize=: the norm of weights that are quantised in training is not theirs to choose")
+        head = find_head(bare)
+        skipped = self._plan(head)
+        frozen = [
+            each.name for each in head.layers if each.name not in skipped and not each.module.weight.requires_grad
+        ]
+        if frozen:
+            raise UserError(f"freeze={trainer.args.freeze} freezes the head ({', '.join(frozen)}): nothing to shift")
+        writes = RANK in (-1, 0)
+        batches = len(trainer.train_loader)
+        off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
+        self._run = _Run(head, skipped, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
+        self._run.log.begin(bool(trainer.resume))
+        if off:
+            LOGGER.warning(
+                f"{_SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
+                f"{batches} batches): it runs without shifts, and its weights are saved as they are"
+            )
+        else:
+            LOGGER.info(f"{_SAYS}{self}")
+        for name, reason in skipped.items():
+            LOGGER.info(f"{_SAYS}{name} is left alone: {reason}")
+
+    def on_train_epoch_start(self, trainer: Any) -> None:
+        """Find the place in the schedule again: an epoch may be the first, one resumed, or one that is done again."""
+        run = self._running()
+        run.batch = 0
+        run.epochs = gather(trainer.epochs)[0]  # which time= lets every process estimate for itself
+        step = trainer.ema.updates  # kept in checkpoints, so that the schedule goes on where it was
+        run.period = self.schedule.period(step, trainer.epoch - 1)
+        run.log.begin_epoch(step)
+        if run.hooked is not trainer.optimizer:
+            if run.hook is not None:
+                run.hook.remove()
+            run.hook = trainer.optimizer.register_step_post_hook(lambda *_: self._after_step(trainer))
+            run.hooked = trainer.optimizer
+
+    def on_train_batch_start(self, trainer: Any) -> None:
+        """Watch the forward pass if the optimizer step that it leads to shifts."""
+        run = self._running()
+        progress = (trainer.epoch + run.batch / len(trainer.train_loader)) / max(run.epochs, 1)
+        run.batch += 1
+        step = trainer.ema.updates + 1
+        due = self.schedule.period(step, trainer.epoch) > run.period and self.schedule.within(progress)
+        if run.off or not due:
+            return
+        if run.watching is None:
+            run.watching = StepShift(
+                unwrap(trainer.model), run.head, self.recipe, run.skipped, step, _autocast_of(trainer)
+            )
+        else:
+            run.watching.forget_batch()
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        """A batch whose gradients are kept for a later step: take its features in."""
+        watching = self._running().watching
+        if watching is not None:
+            watching.take_in()
+            watching.forget_batch()
+
+    def _after_step(self, trainer: Any) -> None:
+        """After an optimizer step, before the update of the moving average: shift, if one is due."""
+        run = self._running()
+        watching, run.watching = run.watching, None
+        if watching is None:
+            return
+        step = trainer.ema.updates + 1
+        try:
+            watching.take_in()
+            report = watching.shift_(find_head(trainer.ema.ema))
+        finally:
+            watching.close()
+        run.period = self.schedule.period(step, trainer.epoch)
+        if report is None:
+            LOGGER.warning(f"{_SAYS}no shift at step {step}: no finite features or no labelled objects in its batch")
+            return
+        run.log.add(step, trainer.epoch + 1, report)
+        if report.taken_back:
+            LOGGER.warning(f"{_SAYS}the shift at step {step} was taken back: {report.taken_back}")
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
+        run = self._running()
+        norms = {"os/norm": run.head, "os/norm_ema": find_head(trainer.ema.ema)}
+        trainer.lr.update(run.log.totals() | {name: _norm(head) for name, head in norms.items()})
+
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        """After the last epoch is saved and before the last validation: the final shift of what was saved."""
+        run = self._running()
+        if run.finished or not trainer.stop or RANK not in (-1, 0):
+            return
+        run.finished = True
+        if run.off or self.final is None:
+            return
+        with alone():  # the other processes wait for this one's checkpoint
+            try:
+                self._final(trainer, run, self.final)
+            except UserError as error:  # no reason to lose a training over
+                LOGGER.warning(f"{_SAYS}no final shift: {error}")
+
+    def _final(self, trainer: Any, run: _Run, recipe: ShiftRecipe) -> None:
+        from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
+        from yolo_os.integration.data import calibration_batches
+        from yolo_os.integration.progress import progress_bar
+
+        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
+        same = len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
+        for path in saved[:1] if same else saved:
+            LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
+            checkpoint = load_checkpoint(path, trust=True)  # written by this very process
+            model = checkpoint.model.to(trainer.device)
+            used, held_out = calibration_batches(
+                model,
+                trainer.args.data,
+                recipe,
+                imgsz=trainer.args.imgsz,
+                batch=max(min(trainer.batch_size, 16), 1),
+                workers=trainer.args.workers,
+            )
+            if path == trainer.best:
+                unshifted = path.with_name(f"{path.stem}-unshifted.pt")
+                shutil.copyfile(path, unshifted)
+                strip_optimizer(unshifted)
+            report = shift_(
+                model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress_bar
+            )
+            folder = Path(trainer.save_dir) / "os" / path.stem
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+            report.save(folder / "report.json")
+            if trainer.args.plots:
+                report.plot(folder)
+            run.reports[path.name] = report
+            LOGGER.info(f"{_SAYS}{path.name}: {report.verdict}")
+            if report.moved:
+                record = shift_record(checkpoint, model, recipe.to_dict(), __version__)
+                with written_whole(path) as temporary:
+                    save_shifted(checkpoint, model, record, temporary)
+        if same:
+            shutil.copyfile(saved[0], saved[1])
+
+    def on_train_end(self, trainer: Any) -> None:
+        """Say what was done, and plot it."""
+        run = self._running()
+        folder = Path(trainer.save_dir)
+        taken_back = f", {run.log.taken_back} taken back" if run.log.taken_back else ""
+        LOGGER.info(f"{_SAYS}{run.log.shifts} shifts during training{taken_back}; see {folder / 'shifts.csv'}")
+        if trainer.args.plots:
+            from yolo_os.plots import plot_training
+
+            plot_training(folder, folder / "shifts.png")
+
+    def teardown(self, trainer: Any) -> None:
+        """Let go of everything, however the training ended."""
+        run, self._run = self._run, None
+        if run is not None:
+            if run.hook is not None:
+                run.hook.remove()
+            if run.watching is not None:
+                run.watching.close()
+
+    def __str__(self) -> str:
+        """One line: what is shifted when."""
+        final = f"final shift by {self.final.method}" if self.final else "no final shift"
+        return f"{self.recipe.method}, {self.schedule}; {final}" if self.schedule.every else f"only a {final}"
+
+    def _running(self) -> _Run:
+        assert self._run is not None, "the trainer called no on_pretrain_routine_end"
+        return self._run
+
+
+_EVENTS = (
+    "on_pretrain_routine_end",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_fit_epoch_end",
+    "on_train_end",
+    "teardown",
+)
+
+
+def _recipe(given: ShiftRecipe | str | Path | None) -> ShiftRecipe | None:
+    return ShiftRecipe.from_yaml(given) if isinstance(given, str | Path) else given
+
+
+def _norm(head: Head) -> float:
+    """The Frobenius norm of all prediction layers together."""
+    return float(torch.stack([layer.matrix.float().square().sum() for layer in head.layers]).sum().sqrt())
+
+
+def _autocast_of(trainer: Any) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast of the trainer's own forward passes."""
+    enabled = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+    return lambda: autocast(enabled, device=trainer.device.type)
