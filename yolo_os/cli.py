@@ -17,8 +17,10 @@ from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.keys import parse_pairs
 
-# Each mode is a module of `yolo_os.modes` with KEYS, EXAMPLES and run(options); the line is its help.
+# Each mode is a module of `yolo_os.modes` with KEYS, EXAMPLES and run(options); the line is its help. One that takes
+# more than its KEYS has parse(words) as well, and a NOTE on what that is.
 MODES = {
+    "train": "fine-tune as `yolo train` does, with shifts during the training and at its end",
     "inspect": "the prediction layers of a model, and whether a shift can do anything to them",
     "shift": "move a trained detector's prediction layers to the least norm, and report what that did",
     "val": "PASCAL VOC mAP by the devkit's own rules, of a model or of detection files",
@@ -67,7 +69,8 @@ def _dispatch(words: list[str]) -> int:
     if {"--help", "-h", "help"} & set(words[1:]):
         print(_help(words[:1]))
         return 0
-    code: int = module.run(parse_pairs(words[1:], module.KEYS))
+    options = module.parse(words[1:]) if hasattr(module, "parse") else parse_pairs(words[1:], module.KEYS)
+    code: int = module.run(options)
     return code
 
 
@@ -99,5 +102,7 @@ def _help(modes: list[str]) -> str:
         lines += textwrap.wrap(
             text, 110, initial_indent=f"  {key.name:<{width}}  ", subsequent_indent=" " * (width + 4)
         )
+    if hasattr(module, "NOTE"):
+        lines += ["", *textwrap.wrap(module.NOTE, 110, initial_indent="  ", subsequent_indent="  ")]
     lines += ["", "examples:", *(f"  {example}" for example in module.EXAMPLES)]
     return "\n".join(lines)

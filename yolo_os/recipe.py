@@ -146,23 +146,31 @@ class ShiftRecipe:
         Raises:
             UserError: if there is no such file, or it is not a mapping of known settings.
         """
-        file = Path(path)
-        if not file.suffix and not file.is_file():
-            shipped = sorted(each.stem for each in resource("configs").glob("*.yaml"))
-            if str(path) not in shipped:
-                raise UserError(
-                    f"recipe={path}: no such file, and none that comes with the package: {', '.join(shipped)}"
-                )
-            file = resource(f"configs/{path}.yaml")
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the recipe {file}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"the recipe {file} is no YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(settings, dict):
-            raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
+        settings, file = read_settings(path)
         return cls.from_dict(settings, str(file))
+
+
+def read_settings(path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The settings in a YAML file, or in one that comes with the package by its bare name, and the path of the file.
+
+    Raises:
+        UserError: if there is no such file, or it is not a mapping.
+    """
+    file = Path(path)
+    if not file.suffix and not file.is_file():
+        shipped = sorted(each.stem for each in resource("configs").glob("*.yaml"))
+        if str(path) not in shipped:
+            raise UserError(f"recipe={path}: no such file, and none that comes with the package: {', '.join(shipped)}")
+        file = resource(f"configs/{path}.yaml")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
+    return settings, file
 
 
 def matches(word: str, name: str, role: str) -> bool:

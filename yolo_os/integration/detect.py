@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,12 @@ from ultralytics.models.rtdetr.val import RTDETRValidator
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
-from ultralytics.utils import LOGGER
 
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of, describe
+from yolo_os.integration.progress import quiet
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
 
@@ -117,7 +115,7 @@ def detect(
         "plots": False,
         "verbose": False,
     }
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         try:
             validator = Collecting(save_dir=Path(scratch), args=settings)
             validator(model=copy.deepcopy(module))  # it fuses what it is given
@@ -125,14 +123,3 @@ def detect(
             raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
     names = {int(index): str(name) for index, name in dict(module.names).items()}
     return Detected(found, names, float(validator.metrics.box.map50))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ultralytics' log kept to warnings for the length of a block."""
-    level = LOGGER.level
-    LOGGER.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

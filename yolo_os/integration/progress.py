@@ -1,11 +1,12 @@
-"""Ultralytics' progress bar, as a wrapper of batches."""
+"""Ultralytics' progress bar, as a wrapper of batches, and its log kept quiet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
-from ultralytics.utils import TQDM
+from ultralytics.utils import LOGGER, TQDM
 
 
 def progress_bar(batches: Iterable[Any], title: str) -> Iterable[Any]:
@@ -15,3 +16,14 @@ def progress_bar(batches: Iterable[Any], title: str) -> Iterable[Any]:
         return batches
     bar: Iterable[Any] = TQDM(batches, desc=title, total=total)
     return bar
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ultralytics' log kept to warnings for the length of a block."""
+    level = LOGGER.level
+    LOGGER.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from ultralytics.utils.torch_utils import autocast, strip_optimizer
 from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.heads import Head, find_head, unwrap
+from yolo_os.keys import reject_unknown
 from yolo_os.processes import alone, gather
-from yolo_os.recipe import ShiftRecipe
+from yolo_os.recipe import ShiftRecipe, read_settings
 from yolo_os.report import ShiftReport
 from yolo_os.runs import written_whole
 from yolo_os.schedule import Schedule
@@ -93,6 +94,28 @@ class SOS:
         if every is None and self.final is None:
             raise UserError("every=None and final=None: there is nothing left to do")
         self._run: _Run | None = None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **changes: Any) -> SOS:
+        """From a file with settings of a recipe and `every`, `start`, `end`, `final`, or a shipped one by its name.
+
+        Args:
+            path: of the file; `train` is the default of `yolo-os train`.
+            changes: settings in place of those of the file.
+
+        Raises:
+            UserError: if there is no such file, or for an unknown setting or a bad value.
+        """
+        settings, file = read_settings(path)
+        own = ("every", "start", "end", "final")
+        recipe_names = {setting.name for setting in fields(ShiftRecipe)}
+        try:
+            reject_unknown(settings, [*recipe_names, *own])
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        settings.update(changes)
+        recipe = ShiftRecipe.from_dict({name: settings.pop(name) for name in recipe_names & set(settings)}, str(file))
+        return cls(recipe, **settings)
 
     def attach(self, model: Any) -> SOS:
         """Have a `YOLO` or `RTDETR` call this during its next trainings; what was attached before is replaced.

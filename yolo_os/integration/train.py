@@ -1,0 +1,115 @@
+"""A stock training from the words of a command line: Ultralytics' own grammar, checks before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ultralytics import RTDETR, YOLO
+from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, parse_key_value_pair
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+
+from yolo_os.errors import UserError
+from yolo_os.integration.checkpoint import load_checkpoint
+from yolo_os.integration.data import class_names_of
+from yolo_os.integration.device import choose_device
+from yolo_os.integration.progress import quiet
+from yolo_os.integration.sos import SOS, TASKS
+from yolo_os.voc.annotations import class_names, find_roots
+from yolo_os.voc.dataset import dataset_for, is_devkit
+
+
+def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Words of a command line, joined around lone `=` as Ultralytics does: those with one of our prefixes, the rest."""
+    try:
+        joined = [word.removeprefix("--") for word in merge_equals_args(list(words))]
+    except SyntaxError as error:
+        raise UserError(str(error)) from None
+    own = [word for word in joined if word.startswith(prefixes) or word == "os"]
+    return own, [word for word in joined if word not in own]
+
+
+def parse_stock(words: Sequence[str]) -> dict[str, Any]:
+    """The keys of `yolo train` and their values, as `yolo` itself reads them.
+
+    Raises:
+        UserError: for a word that is no key of it, or a value that it does not take.
+    """
+    given: dict[str, Any] = {}
+    try:
+        for word in words:
+            word = word.rstrip(",")
+            if "=" in word:
+                key, value = parse_key_value_pair(word)
+                given.update({key: value} if key != "cfg" else _from_file(value, given))
+            elif word in TASKS:
+                given["task"] = word
+            elif isinstance(DEFAULT_CFG_DICT.get(word), bool):
+                given[word] = True
+            elif word in DEFAULT_CFG_DICT:
+                raise SyntaxError(f"'{word}' has no value: write {word}=...")
+            else:
+                given[word] = ""
+        with quiet():
+            check_dict_alignment({**DEFAULT_CFG_DICT, "task": None, "mode": None}, given)
+            get_cfg(overrides={key: value for key, value in given.items() if key != "task"})
+    except (SyntaxError, ValueError, TypeError, AssertionError, NameError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    return given
+
+
+def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
+    """Train as `yolo train` would with these keys, with `sos` attached; Ultralytics' metrics.
+
+    Raises:
+        UserError: for a model, data set or device that is not there, before anything is written.
+    """
+    given = dict(given)
+    model = _model(given.pop("model", None), given.pop("task", None), trust)
+    if sos is not None:
+        sos.attach(model)
+    if given.get("data") is not None or not given.get("resume"):
+        given["data"] = str(_data(given.get("data"), model))
+    if given.get("device") not in (None, "") and "-1" not in str(given["device"]):
+        choose_device(str(given["device"]).strip("[]() ").replace(" ", ""))
+    return model.train(**given)
+
+
+def _from_file(path: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a `cfg=` file that were not given before it."""
+    if not Path(str(path)).is_file():
+        raise UserError(f"cfg={path}: no such file")
+    return {key: value for key, value in YAML.load(path).items() if key != "cfg" and key not in given}
+
+
+def _model(name: Any, task: str | None, trust: bool) -> Any:
+    if name is None:
+        raise UserError("model=... is missing: a checkpoint (.pt) or an architecture (.yaml)")
+    if Path(str(name)).suffix in (".yaml", ".yml"):
+        try:
+            return RTDETR(str(name)) if "rtdetr" in Path(str(name)).stem.lower() else YOLO(str(name), task=task)
+        except Exception as error:  # FileNotFoundError, KeyError, SyntaxError, YAML errors
+            raise UserError(f"model={name}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    load_checkpoint(str(name), trust)  # refuses what is no checkpoint, and one that would run code of its own
+    return YOLO(str(name))  # an RTDETR for one of its checkpoints
+
+
+def _data(data: Any, model: Any) -> Path:
+    """The YAML of a data set; that of a VOCdevkit is made, its classes in the model's order where it knows them."""
+    if data is None:
+        raise UserError("data=... is missing: a data set YAML or a VOCdevkit folder")
+    source = Path(str(data))
+    if source.is_dir() and is_devkit(source):
+        found, known = set(class_names(find_roots(source))), class_names_of(model.model)
+        source = dataset_for(source, classes=[name for name in known if name in found] if found <= set(known) else None)
+        LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
+    try:
+        described = check_det_dataset(str(source), autodownload=False)
+    except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
+        raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
+    for split in ("train", "val"):
+        if not described.get(split):
+            raise UserError(f"data={data}: it has no split '{split}', which a training needs")
+    return source

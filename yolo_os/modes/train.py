@@ -1,0 +1,97 @@
+"""`yolo-os train`: `yolo train`, with shifts during the training and at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from yolo_os.errors import UserError
+from yolo_os.keys import Key, parse_pairs
+from yolo_os.recipe import recipe_keys
+from yolo_os.schedule import SCHEDULE_KEYS
+
+if TYPE_CHECKING:
+    from yolo_os.integration.sos import SOS
+
+PREFIX = "os."
+# Of a recipe's settings, those of the images that a shift of a finished model draws; during training there are batches.
+_NOT_IN_TRAINING = ("images", "held_out")
+_OWN = (
+    *SCHEDULE_KEYS,
+    Key(
+        "final",
+        (str, type(None)),
+        "budget",
+        "recipe of the shift of the saved weights at the end, a file or a shipped name; None: none",
+        filled=False,
+    ),
+    *(key for key in recipe_keys() if key.name not in _NOT_IN_TRAINING),
+    Key(
+        "trust",
+        (bool,),
+        False,
+        "unpickle a checkpoint with classes of neither torch nor Ultralytics, its code included",
+        filled=False,
+    ),
+)
+KEYS = (
+    Key(
+        "os",
+        (str, bool),
+        "train",
+        "settings in YAML, a file or a shipped name (train, budget, sos, sos_paper); False: stock training",
+        filled=False,
+    ),
+    *(replace(key, name=f"{PREFIX}{key.name}", default=0.9 if key.name == "keep" else key.default) for key in _OWN),
+)
+NOTE = "and every key of `yolo train`, which go to Ultralytics as they are; data= may also be a VOCdevkit folder"
+EXAMPLES = (
+    "yolo-os train model=yolo11n.pt data=my.yaml epochs=100",
+    "yolo-os train model=yolo11n.pt data=VOCdevkit epochs=50 imgsz=320 os.every=2epochs os.start=0.5",
+    "yolo-os train model=yolo11n.pt data=my.yaml epochs=100 device=0,1 os=sos os.every=100",
+    "yolo-os train model=runs/detect/train/weights/last.pt resume=True",
+)
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Options from the words after the mode: our own keys by our own grammar, the rest by Ultralytics'.
+
+    Raises:
+        UserError: for an unknown key or a bad value of either.
+    """
+    from yolo_os.integration.train import parse_stock, split_words
+
+    own, stock = split_words(words, ("os=", PREFIX))
+    given = parse_pairs(own, KEYS)
+    return {"sos": sos_from(given), "trust": given.get(f"{PREFIX}trust", False), "stock": parse_stock(stock)}
+
+
+def sos_from(given: Mapping[str, Any]) -> SOS | None:
+    """The callback that the keys describe, over the settings of the file in `os`; None for `os=False`.
+
+    Raises:
+        UserError: for an unknown setting or a bad value, naming where it stands.
+    """
+    from yolo_os.integration.sos import SOS
+
+    choice = given.get("os")
+    settings = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
+    settings.pop("trust", None)
+    if choice is False:
+        if settings:
+            raise UserError(f"os=False trains without shifts: leave {PREFIX}{next(iter(settings))} away")
+        return None
+    if choice is None and "method" not in settings and {"samples", "sampling"} & set(settings):
+        print("note: os.samples= and os.sampling= are settings of sos, so the method is sos", file=sys.stderr)
+        settings["method"] = "sos"
+    return SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
+
+
+def run(options: dict[str, Any]) -> int:
+    """Train as the keys say; the exit code."""
+    from yolo_os.integration.train import train
+
+    train(options["stock"], options["sos"], options["trust"])
+    return 0
