@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import autocast, strip_optimizer
@@ -64,15 +65,15 @@ class SOS:
     hold the average, are shifted once more by `final`, judged on images that it did not use.
 
     In the run's folder: `shifts.csv` (a line for each shift and layer), `shifts.png`, `os/` columns in `results.csv`,
-    and in `os/` the reports of the final shift; `weights/best-unshifted.pt` is the best before it.
+    and in `os/` the settings and the reports of the final shift; `weights/best-unshifted.pt` is the best before it.
 
     The object can be pickled, as Ultralytics does to start a training on several GPUs.
 
     Args:
-        recipe: of the shifts during training, or the name or file of one; None: budget, keep=0.9.
+        recipe: of the shifts during training, its settings, or the name or file of one; None: budget, keep=0.9.
         every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training.
         start, end: shares of the training, between 0 and 1, between which shifts come.
-        final: recipe of the shift of the saved weights, or the name or file of one; None: none.
+        final: recipe of the shift of the saved weights, given likewise; None: none.
 
     Raises:
         UserError: for a bad setting.
@@ -80,11 +81,11 @@ class SOS:
 
     def __init__(
         self,
-        recipe: ShiftRecipe | str | Path | None = None,
+        recipe: ShiftRecipe | Mapping[str, Any] | str | Path | None = None,
         every: int | str | None = "epoch",
         start: float = 0.7,
         end: float = 1.0,
-        final: ShiftRecipe | str | Path | None = "budget",
+        final: ShiftRecipe | Mapping[str, Any] | str | Path | None = "budget",
     ) -> None:
         self.recipe = _recipe(recipe) or DEFAULT
         self.schedule = Schedule(every, start, end)
@@ -179,6 +180,9 @@ class SOS:
         off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
         self._run = _Run(head, skipped, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
         self._run.log.begin(bool(trainer.resume))
+        if writes:
+            with written_whole(_settings_file(Path(trainer.save_dir), make=True)) as temporary:
+                temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
         if off:
             LOGGER.warning(
                 f"{_SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
@@ -327,6 +331,11 @@ class SOS:
             if run.watching is not None:
                 run.watching.close()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as `from_yaml` reads them."""
+        final = self.final.to_dict() if self.final else None
+        return {**self.recipe.to_dict(), **self.schedule.to_dict(), "final": final}
+
     def __str__(self) -> str:
         """One line: what is shifted when."""
         final = f"final shift by {self.final.method}" if self.final else "no final shift"
@@ -349,8 +358,23 @@ _EVENTS = (
 )
 
 
-def _recipe(given: ShiftRecipe | str | Path | None) -> ShiftRecipe | None:
+def _recipe(given: ShiftRecipe | Mapping[str, Any] | str | Path | None) -> ShiftRecipe | None:
+    if isinstance(given, Mapping):
+        return ShiftRecipe.from_dict(given)
     return ShiftRecipe.from_yaml(given) if isinstance(given, str | Path) else given
+
+
+def _settings_file(run: Path, make: bool = False) -> Path:
+    """Where a run's folder holds the settings of its shifts."""
+    if make:
+        (run / "os").mkdir(parents=True, exist_ok=True)
+    return run / "os" / "settings.yaml"
+
+
+def settings_of(last: str | Path) -> Path | None:
+    """The settings of the training that a `weights/last.pt` comes from; None if it had none of ours."""
+    file = _settings_file(Path(last).resolve().parent.parent)
+    return file if file.is_file() else None
 
 
 def _norm(head: Head) -> float:

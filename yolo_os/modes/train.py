@@ -61,11 +61,17 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: for an unknown key or a bad value of either.
     """
+    from yolo_os.integration.sos import settings_of
     from yolo_os.integration.train import parse_stock, split_words
 
-    own, stock = split_words(words, ("os=", PREFIX))
-    given = parse_pairs(own, KEYS)
-    return {"sos": sos_from(given), "trust": given.get(f"{PREFIX}trust", False), "stock": parse_stock(stock)}
+    own, others = split_words(words, ("os=", PREFIX))
+    given, stock = parse_pairs(own, KEYS), parse_stock(others)
+    if stock.get("resume") and "os" not in given:  # a training goes on as it was begun
+        interrupted = stock["resume"] if isinstance(stock["resume"], str) else stock.get("model")
+        begun = settings_of(interrupted) if interrupted else None
+        if begun or not given:
+            given["os"] = str(begun) if begun else False
+    return {"sos": sos_from(given), "trust": given.get(f"{PREFIX}trust", False), "stock": stock}
 
 
 def sos_from(given: Mapping[str, Any]) -> SOS | None:
