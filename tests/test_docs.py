@@ -18,6 +18,14 @@ def test_the_recipe_page_is_that_of_the_code():
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
 
 
+def test_the_training_page_is_that_of_the_code():
+    from yolo_os.modes.train import KEYS
+
+    rows = [f"| `{key.name}` | {key.default} | {key.help} |" for key in KEYS]
+    page = (ROOT / "docs" / "train.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| `os")] == rows
+
+
 def test_ci_calls_the_test_command_of_the_readme():
     command = next(
         line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "pytest" in line and "venv" in line
@@ -36,7 +44,9 @@ def test_links_lead_somewhere(page):
 def test_keys_in_example_commands_exist(page):
     import importlib
 
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
     for mode, words in re.findall(r"^\s*(?:\S*/)?yolo-os (\w+)((?: \S+=\S+)*)", page.read_text(), re.MULTILINE):
         module = importlib.import_module(f"yolo_os.modes.{mode}")
-        known = {key.name for key in module.KEYS}
+        known = {key.name for key in module.KEYS} | (set(DEFAULT_CFG_DICT) if mode == "train" else set())
         assert {word.split("=")[0] for word in words.split()} <= known, words
