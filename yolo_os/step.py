@@ -117,7 +117,7 @@ class StepShift:
         step: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.model, self.head, self.recipe = model, head, recipe
+        self.model, self.head, self.recipe, self.step = model, head, recipe, step
         self.layers = [layer for layer in head.layers if layer.name not in skipped]
         self._autocast = autocast
         self._method = METHODS[recipe.method]
@@ -187,7 +187,10 @@ class StepShift:
         if not math.isfinite(before) and tolerance is not None:
             return None
         guard = Guard(before, self._loss_with) if self._method.guarded and tolerance is not None else None
-        solved = self._method.solve(solvable, self.recipe, guard)
+        try:
+            solved = self._method.solve(solvable, self.recipe, guard)
+        except ValueError:  # outputs that are not finite have no curvature
+            return None
         solutions, after, taken_back = self._judged(solved, before)
         layers = tuple(self._layer(layer, collector, solutions[layer.name]) for layer, collector in solvable)
         if not taken_back:

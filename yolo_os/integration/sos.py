@@ -51,6 +51,12 @@ class _Run:
     finished: bool = False
     reports: dict[str, ShiftReport] = field(default_factory=dict)
 
+    def let_go(self) -> None:
+        """Watch no longer: a shift that is due is left to the next step."""
+        watching, self.watching = self.watching, None
+        if watching is not None:
+            watching.close()
+
 
 class SOS:
     """Shifts a model's prediction layers while stock Ultralytics trains it, and the saved weights at the end.
@@ -196,6 +202,7 @@ class SOS:
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Find the place in the schedule again: an epoch may be the first, one resumed, or one that is done again."""
         run = self._running()
+        run.let_go()  # of an epoch that broke off, for too little memory
         run.batch = 0
         run.epochs = gather(trainer.epochs)[0]  # which time= lets every process estimate for itself
         step = trainer.ema.updates  # kept in checkpoints, so that the schedule goes on where it was
@@ -225,10 +232,14 @@ class SOS:
 
     def on_train_batch_end(self, trainer: Any) -> None:
         """A batch whose gradients are kept for a later step: take its features in."""
-        watching = self._running().watching
-        if watching is not None:
-            watching.take_in()
-            watching.forget_batch()
+        run = self._running()
+        if run.watching is None:
+            return
+        if trainer.ema.updates >= run.watching.step:  # the gradient scaler left the step out, for what is not finite
+            run.let_go()
+            return
+        run.watching.take_in()
+        run.watching.forget_batch()
 
     def _after_step(self, trainer: Any) -> None:
         """After an optimizer step, before the update of the moving average: shift, if one is due."""
@@ -253,6 +264,7 @@ class SOS:
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
         run = self._running()
+        run.let_go()  # the epoch may be done again, and a model with hooks can't be copied
         norms = {"os/norm": run.head, "os/norm_ema": find_head(trainer.ema.ema)}
         trainer.lr.update(run.log.totals() | {name: _norm(head) for name, head in norms.items()})
 
@@ -328,8 +340,7 @@ class SOS:
         if run is not None:
             if run.hook is not None:
                 run.hook.remove()
-            if run.watching is not None:
-                run.watching.close()
+            run.let_go()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, as `from_yaml` reads them."""
