@@ -52,6 +52,7 @@ class CurvatureGram:
 
     Attributes:
         layer: whose features these are.
+        seen: anchor points seen.
         all: the plain Gram matrix, of at most UNIFORM anchor points an image, drawn evenly.
         presence: the sum of s over all anchor points that the layer's loss looks at: all levels of its branch.
     """
@@ -59,7 +60,7 @@ class CurvatureGram:
     def __init__(self, layer: PredictionLayer, gains: Mapping[str, float], seed: int) -> None:
         self.layer = layer
         self.all = Gram()
-        self._seen = 0
+        self.seen = 0
         self.presence = torch.zeros((), dtype=torch.float64)
         self._gains = {**GAINS, **gains} if layer.stride is not None else RTDETR_GAINS
         self._seed = seed
@@ -71,11 +72,6 @@ class CurvatureGram:
         return self.all.count
 
     @property
-    def seen(self) -> int:
-        """Anchor points seen."""
-        return self._seen
-
-    @property
     def bins(self) -> int:
         """Bins of a box side; 0 for a layer without DFL."""
         return self.layer.out_features // 4 if self.layer.role == "box" and self.layer.out_features > 4 else 0
@@ -83,7 +79,7 @@ class CurvatureGram:
     def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
         """Take in one batch: features (B, m, P), outputs (B, n, P)."""
         images, _, points = features.shape
-        self._seen += images * points
+        self.seen += images * points
         generator = generator_for(features.device, self._seed, self.layer.name, anchors.batch)
         some = torch.randperm(points, generator=generator, device=features.device)[:UNIFORM]
         self.all.add(features[:, :, some], outputs[:, :, some], anchors)
@@ -107,7 +103,7 @@ class CurvatureGram:
     def merge(self) -> None:
         """Add up the sums of all processes."""
         self.all.merge()
-        self._seen = sum(gather(self._seen))
+        self.seen = sum(gather(self.seen))
         self.presence = add_up(self.presence)
         if self._weighted is not None:
             self._weighted = add_up(self._weighted)
@@ -149,7 +145,7 @@ class CurvatureGram:
     @property
     def uniform(self) -> Tensor:
         """Sums of [a; 1] [a; 1]^T over all anchor points, (m + 1, m + 1), scaled up from those that were summed."""
-        return self.all.moments * (self._seen / max(self.all.count, 1))
+        return self.all.moments * (self.seen / max(self.all.count, 1))
 
     def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
         """The sum over all rows a of ||a @ weight + bias||^2."""

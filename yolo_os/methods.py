@@ -253,7 +253,7 @@ class Budget:
             tried.append(Trial(keep, mu, predicted, rise, passed, share))
             if passed:
                 return Solved(solutions, tuple(tried))
-        reason = f"keeping {tried[-1].keep:.0%} of the squared norm still raises the held-out loss beyond max_loss_rise"
+        reason = f"keeping {tried[-1].keep:.0%} of the squared norm still raises the loss beyond max_loss_rise"
         return Solved({name: replace(each, unchanged=reason) for name, each in seen.items()}, tuple(tried))
 
     def _seen(self, gram: CurvatureGram, recipe: ShiftRecipe) -> Solution:

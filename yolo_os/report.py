@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolo_os.methods import Trial
+from torch import Tensor
+
+from yolo_os.heads import PredictionLayer
+from yolo_os.methods import Solution, Trial
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.runs import written_whole
 
@@ -49,6 +52,26 @@ class LayerReport:
     drift: float | None = None
     skipped: str | None = None
     singular_values: tuple[float, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls, layer: PredictionLayer, before: Tensor, after: Tensor, found: Solution | None, **more: Any
+    ) -> LayerReport:
+        """The report of a layer whose V was `before` and is `after`, both (m, n), by what was found for it."""
+        return cls(
+            layer.name,
+            layer.role,
+            layer.level,
+            layer.stride,
+            layer.in_features,
+            layer.out_features,
+            float(before.norm()),
+            float(after.norm()),
+            rank=found.rank if found else None,
+            rows=found.rows if found else None,
+            singular_values=tuple(found.singular_values.tolist()) if found else (),
+            **more,
+        )
 
 
 @dataclass(frozen=True)

@@ -269,22 +269,15 @@ def _layer_report(
     (before, old_bias), (after, new_bias) = old, ((each if each is None else each.to(old[0].device)) for each in new)
     assert after is not None
     change = new_bias - old_bias if new_bias is not None and old_bias is not None else None
-    return LayerReport(
-        layer.name,
-        layer.role,
-        layer.level,
-        layer.stride,
-        layer.in_features,
-        layer.out_features,
-        float(before.norm()),
-        float(after.norm()),
-        rank=solution.rank if solution else None,
-        rows=solution.rows if solution else None,
+    return LayerReport.of(
+        layer,
+        before,
+        after,
+        solution,
         sampling=collector.drawn if solved and isinstance(collector, RowSample) else None,
         residual=relative_change(collector, before, after, change) if solved and collector else None,
         drift=relative_change(gram, before, after, change) if solved and gram and gram.count else None,
         skipped=skipped,
-        singular_values=tuple(solution.singular_values.tolist()) if solution else (),
     )
 
 

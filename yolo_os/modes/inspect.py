@@ -103,6 +103,7 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
     from yolo_os.recipe import ShiftRecipe
     from yolo_os.report import LayerReport
     from yolo_os.shift import check_finite
+    from yolo_os.solve import in_float64
 
     found = {}
     if options["data"]:
@@ -123,21 +124,9 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
         for layer in head.layers:
             if grams[layer.name].count:
                 found[layer.name] = OS().solve_layer(grams[layer.name], layer.matrix, recipe)
+    weights = {layer.name: in_float64(layer.matrix) for layer in head.layers}
     return [
-        LayerReport(
-            layer.name,
-            layer.role,
-            layer.level,
-            layer.stride,
-            layer.in_features,
-            layer.out_features,
-            norm_before=float(layer.matrix.double().norm()),
-            norm_after=float(layer.matrix.double().norm()),
-            rank=found[layer.name].rank if layer.name in found else None,
-            rows=found[layer.name].rows if layer.name in found else None,
-            singular_values=tuple(found[layer.name].singular_values.tolist()) if layer.name in found else (),
-        )
-        for layer in head.layers
+        LayerReport.of(layer, weights[layer.name], weights[layer.name], found.get(layer.name)) for layer in head.layers
     ]
 
 
