@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_os.runs import written_whole
+from yolo_os.figures import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from yolo_os.report import LayerReport, ShiftReport
 
-# One colour a role, told apart also without colour vision (Okabe and Ito).
+# One colour a role.
 _COLOURS = {
-    "box": "#0072B2",
-    "cls": "#D55E00",
-    "mask": "#009E73",
+    "box": BLUE,
+    "cls": ORANGE,
+    "mask": GREEN,
     "keypoint": "#CC79A7",
     "angle": "#E69F00",
     "joint": "#56B4E9",
@@ -26,13 +26,11 @@ _COLOURS = {
 def plot_layers(report: ShiftReport, path: Path) -> None:
     """Bars by layer: the squared norm kept, and the drift of the outputs on held-out anchor points."""
     layers = report.layers
-    figure, (upper, lower) = _figure(2, 1, (max(6.0, 0.55 * len(layers) + 2), 6.0), sharex=True)
+    figure, (upper, lower) = new_figure(2, 1, (max(6.0, 0.55 * len(layers) + 2), 6.0), sharex=True)
     places = range(len(layers))
     colours = [_COLOURS[layer.role] for layer in layers]
     kept = [(layer.norm_after / layer.norm_before) ** 2 if layer.norm_before else 1.0 for layer in layers]
-    upper.bar(
-        places, kept, color=[colour if layer.skipped is None else "#BBBBBB" for colour, layer in zip(colours, layers)]
-    )
+    upper.bar(places, kept, color=[colour if layer.skipped is None else GREY for colour, layer in zip(colours, layers)])
     upper.axhline(1, color="black", linewidth=0.8)
     upper.set_ylabel("squared norm kept")
     upper.set_title(f"{report.recipe.method}: {report.norm_ratio**2:.1%} of the squared norm kept in all", fontsize=11)
@@ -55,7 +53,7 @@ def plot_layers(report: ShiftReport, path: Path) -> None:
         fontsize=8,
         frameon=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_spectra(layers: Sequence[LayerReport], path: Path, rtol: float | None = None) -> None:
@@ -63,7 +61,7 @@ def plot_spectra(layers: Sequence[LayerReport], path: Path, rtol: float | None =
     drawn = [layer for layer in layers if layer.singular_values]
     columns = min(3, max(1, len(drawn)))
     rows = max(1, -(-len(drawn) // columns))
-    figure, axes = _figure(rows, columns, (4.0 * columns, 2.7 * rows), squeeze=False)
+    figure, axes = new_figure(rows, columns, (4.0 * columns, 2.7 * rows), squeeze=False)
     for axis, layer in zip(axes.flat, drawn):
         top = layer.singular_values[0] or 1.0
         values = [max(value / top, 1e-17) for value in layer.singular_values]
@@ -81,19 +79,19 @@ def plot_spectra(layers: Sequence[LayerReport], path: Path, rtol: float | None =
         axis.axis("off")
     figure.supxlabel("index", fontsize=9)
     figure.supylabel("singular value of A / largest", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training(folder: Path, path: Path) -> None:
     """Head norm, loss and shifts over a training, from the `results.csv` and `shifts.csv` in its folder."""
     epochs = _columns(folder / "results.csv")
     shifts = _columns(folder / "shifts.csv")
-    figure, (norm, loss, rise) = _figure(3, 1, (7.0, 7.5), sharex=True)
+    figure, (norm, loss, rise) = new_figure(3, 1, (7.0, 7.5), sharex=True)
     when = epochs.get("epoch", [])
-    for name, label, colour in (("os/norm", "model", "#0072B2"), ("os/norm_ema", "average (saved)", "#D55E00")):
+    for name, label, colour in (("os/norm", "model", BLUE), ("os/norm_ema", "average (saved)", ORANGE)):
         if name in epochs:
             norm.plot(when, epochs[name], label=label, color=colour, marker=".")
-    for part, colour in (("train", "#0072B2"), ("val", "#D55E00")):
+    for part, colour in (("train", BLUE), ("val", ORANGE)):
         terms = [values for name, values in epochs.items() if name.startswith(f"{part}/") and "loss" in name]
         if terms:
             loss.plot(when, [sum(row) for row in zip(*terms)], label=part, color=colour, marker=".")
@@ -104,13 +102,13 @@ def plot_training(folder: Path, path: Path) -> None:
         )
         if before and (back or note != note)  # nan: no note, so the layer moved
     }
-    for back, colour, label in ((False, "#009E73", "stands"), (True, "#BBBBBB", "taken back")):
+    for back, colour, label in ((False, GREEN, "stands"), (True, GREY, "taken back")):
         points = [(epoch, change) for epoch, change, each in made.values() if each is back]
         if points:
             rise.plot(*zip(*points), "o", color=colour, label=f"{label} ({len(points)})")
     for epoch in {epoch for epoch, _, back in made.values() if not back}:
         for axis in (norm, loss):
-            axis.axvline(epoch, color="#009E73", linewidth=0.6, alpha=0.5)
+            axis.axvline(epoch, color=GREEN, linewidth=0.6, alpha=0.5)
     rise.axhline(0, color="black", linewidth=0.8)
     norm.set_ylabel("norm of the head's\nprediction layers")
     loss.set_ylabel("loss, sum of terms")
@@ -122,7 +120,7 @@ def plot_training(folder: Path, path: Path) -> None:
             axis.legend(fontsize=8, frameon=False)
     if not made:
         rise.text(0.5, 0.6, "no shift during training", transform=rise.transAxes, ha="center", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
@@ -139,20 +137,6 @@ def _number(text: str) -> float:
         return float("inf") if text else float("nan")
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: no global state, no window system
-    axes = figure.subplots(rows, columns, **options)
-    for axis in getattr(axes, "flat", [axes]):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", alpha=0.25)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
 def _patch(**options: Any) -> Any:
     from matplotlib.patches import Patch
 
@@ -162,13 +146,8 @@ def _patch(**options: Any) -> Any:
 def _legend(axis: Any, roles: Sequence[str], grey: str | None) -> None:
     handles = [_patch(facecolor=_COLOURS[role], label=role) for role in dict.fromkeys(roles)]
     if grey:
-        handles.append(_patch(facecolor="#BBBBBB", label=grey))
+        handles.append(_patch(facecolor=GREY, label=grey))
     axis.legend(
         handles=handles, fontsize=8, frameon=False, ncols=len(handles), loc="upper center", bbox_to_anchor=(0.5, 1.0)
     )
     axis.set_ylim(0, 1.25)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yolo_os.runs import written_whole
+from yolo_os.figures import BLUE, GREY, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from yolo_os.voc.bootstrap import Bootstrap
     from yolo_os.voc.evaluation import VOCResult
 
 _MOST = 60  # classes drawn: those with the most boxes
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"  # told apart also without colour vision
 
 
 def plot_curves(result: VOCResult, path: Path) -> Path:
@@ -27,13 +26,13 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
     classes = sorted(defined[:_MOST], key=lambda index: -result.ap[index])
     columns = min(5, max(1, len(classes)))
     rows = max(1, -(-len(classes) // columns))
-    figure, axes = _figure(rows, columns, (2.3 * columns + 0.6, 2.2 * rows + 0.9))
+    figure, axes = new_figure(rows, columns, (2.3 * columns + 0.6, 2.2 * rows + 0.9), grid="both", squeeze=False)
     for axis, index in zip(axes.flat, classes):
         curve = result.curve(index)
         envelope = np.maximum.accumulate(np.append(curve.precision, 0.0)[::-1])[::-1]
         steps = np.append(0.0, curve.recall), np.append(envelope[0], envelope[:-1])
-        axis.fill_between(*steps, step="pre", color=_BLUE, alpha=0.15, linewidth=0)
-        axis.plot(curve.recall, curve.precision, color=_BLUE, linewidth=1.2)
+        axis.fill_between(*steps, step="pre", color=BLUE, alpha=0.15, linewidth=0)
+        axis.plot(curve.recall, curve.precision, color=BLUE, linewidth=1.2)
         axis.set_title(result.names[index], fontsize=9, pad=3)
         axis.text(
             0.05,
@@ -53,7 +52,7 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
     figure.supylabel("precision", fontsize=9)
     shown = f" ({_MOST} of {len(defined)} classes)" if len(defined) > _MOST else ""
     figure.suptitle(f"PASCAL VOC: mAP07 {result.map07:.4f}, mAP10 {result.map:.4f}{shown}", fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_differences(names: Sequence[str], difference: Bootstrap, title: str, path: Path) -> Path:
@@ -61,11 +60,10 @@ def plot_differences(names: Sequence[str], difference: Bootstrap, title: str, pa
     rows = [(name, interval) for name, interval in zip(names, difference.ap) if not np.isnan(interval.value)]
     rows = sorted(rows, key=lambda row: -abs(row[1].value))[:_MOST]
     rows = [("mean", difference.map), *sorted(rows, key=lambda row: row[1].value)]
-    figure, axes = _figure(1, 1, (6.4, 0.26 * len(rows) + 1.4))
-    axis = axes.flat[0]
+    figure, axis = new_figure(1, 1, (6.4, 0.26 * len(rows) + 1.4), grid="both")
     for place, (_, interval) in enumerate(rows):
         sure = interval.low > 0 or interval.high < 0
-        colour = (_BLUE if interval.value > 0 else _ORANGE) if sure else _GREY
+        colour = (BLUE if interval.value > 0 else ORANGE) if sure else GREY
         axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axis.plot(interval.value, place, "D" if place == 0 else "o", color=colour, markersize=6 if place == 0 else 4.5)
     axis.axvline(0, color="black", linewidth=0.8)
@@ -75,24 +73,4 @@ def plot_differences(names: Sequence[str], difference: Bootstrap, title: str, pa
     axis.tick_params(axis="x", labelsize=8)
     axis.set_xlabel(f"gain in AP10, {difference.map.level:.0%} paired interval (grey: holds 0)", fontsize=9)
     axis.set_title(title, fontsize=10)
-    return _save(figure, path)
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: no global state, no window system
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
-    return path
+    return save_figure(figure, path)
