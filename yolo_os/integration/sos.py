@@ -165,7 +165,6 @@ class SOS:
         Raises:
             UserError: for a recipe that can do nothing to it, a frozen head, or a training of a kind not supported.
         """
-        bare = unwrap(trainer.model)
         if getattr(trainer.args, "compile", False):
             raise UserError(
                 "compile=: a compiled model does not run the hooks that a shift reads features by; leave it"
@@ -174,7 +173,7 @@ class SOS:
             raise UserError("distill_model=: SOS shifts the model in training only where it is trained alone")
         if getattr(trainer.args, "quantize", None):
             raise UserError("quantize=: the norm of weights that are quantised in training is not theirs to choose")
-        head = find_head(bare)
+        head = find_head(trainer.model)
         skipped = self._plan(head)
         frozen = [
             each.name for each in head.layers if each.name not in skipped and not each.module.weight.requires_grad
