@@ -210,16 +210,16 @@ def test_a_sample_keeps_its_outputs_and_the_norm_falls(family):
     assert report.moved
     assert not report.taken_back
     for layer in report.layers:
-        a = rows[layer.layer].double()
-        assert torch.linalg.norm(a @ (new[layer.layer] - old[layer.layer])) < 1e-4 * torch.linalg.norm(
-            a @ old[layer.layer]
+        a = rows[layer.name].double()
+        assert torch.linalg.norm(a @ (new[layer.name] - old[layer.name])) < 1e-4 * torch.linalg.norm(
+            a @ old[layer.name]
         )
         assert layer.residual < 1e-4
-        assert float(new[layer.layer].norm()) == pytest.approx(layer.norm_after, rel=1e-5)
-        assert layer.norm_before == pytest.approx(float(old[layer.layer].norm()), rel=1e-9)
+        assert float(new[layer.name].norm()) == pytest.approx(layer.norm_after, rel=1e-5)
+        assert layer.norm_before == pytest.approx(float(old[layer.name].norm()), rel=1e-9)
         assert layer.norm_after < 0.99 * layer.norm_before
         assert layer.rank <= layer.rows <= len(a)
-    assert {layer.layer for layer in report.layers} == set(old)
+    assert {layer.name for layer in report.layers} == set(old)
 
 
 def test_outputs_of_the_whole_batch_are_kept_where_it_is_the_sample(model):
@@ -467,7 +467,7 @@ def test_batches_of_one_step_are_all_taken_in(model):
             watch.take_in()
             assert watch._collectors[layer].count == number * 4 * 16
         report = watch.shift_()
-    assert {each.layer: each.rows for each in report.layers}[layer] == 16
+    assert {each.name: each.rows for each in report.layers}[layer] == 16
 
 
 def test_the_sample_is_drawn_from_all_batches_of_the_step(model):

@@ -29,7 +29,7 @@ def plot_layers(report: ShiftReport, path: Path) -> None:
     figure, (upper, lower) = new_figure(2, 1, (max(6.0, 0.55 * len(layers) + 2), 6.0), sharex=True)
     places = range(len(layers))
     colours = [_COLOURS[layer.role] for layer in layers]
-    kept = [(layer.norm_after / layer.norm_before) ** 2 if layer.norm_before else 1.0 for layer in layers]
+    kept = [layer.norm_ratio**2 for layer in layers]
     upper.bar(places, kept, color=[colour if layer.skipped is None else GREY for colour, layer in zip(colours, layers)])
     upper.axhline(1, color="black", linewidth=0.8)
     upper.set_ylabel("squared norm kept")

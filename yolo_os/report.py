@@ -73,6 +73,11 @@ class LayerReport:
             **more,
         )
 
+    @property
+    def norm_ratio(self) -> float:
+        """Norm after, relative to before."""
+        return self.norm_after / self.norm_before if self.norm_before else 1.0
+
 
 @dataclass(frozen=True)
 class LossReport:
@@ -161,7 +166,7 @@ class ShiftReport:
         head += f"{'residual':>10}{'drift':>8}"
         lines = [head, "-" * len(head)]
         for layer in self.layers:
-            kept = (layer.norm_after / layer.norm_before) ** 2 if layer.norm_before else 1.0
+            kept = layer.norm_ratio**2
             lines.append(
                 f"{layer.name:<{width}}{layer.role:<9}{layer.m:>5}{layer.n:>5}{_count(layer.rank):>6}{_count(layer.rows):>9}"
                 f"{layer.norm_before:>9.3f}{layer.norm_after:>9.3f}{kept:>8.3f}{_small(layer.residual):>10}{_small(layer.drift):>8}"

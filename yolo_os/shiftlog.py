@@ -81,7 +81,8 @@ class ShiftLog:
                 {
                     "step": step,
                     "epoch": epoch,
-                    **{name: getattr(layer, name) for name in ("layer", "role", "m", "n", "rank", "rows")},
+                    "layer": layer.name,
+                    **{name: getattr(layer, name) for name in ("role", "m", "n", "rank", "rows")},
                     **{
                         name: f"{getattr(layer, name):.6g}"
                         for name in ("norm_before", "norm_after", "norm_ratio", "residual")
@@ -89,7 +90,7 @@ class ShiftLog:
                     "loss_before": f"{report.loss_before:.6g}",
                     "loss_after": f"{report.loss_after:.6g}",
                     "taken_back": int(bool(report.taken_back)),
-                    "note": report.taken_back or layer.note,
+                    "note": report.taken_back or layer.skipped or "",
                 }
             )
         self._save()

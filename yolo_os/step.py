@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_os.features import Anchors, Collector, anchors_of, as_columns, capture, relative_change
+from yolo_os.features import Anchors, Collector, RowSample, anchors_of, as_columns, capture, relative_change
 from yolo_os.heads import Head, PredictionLayer, last_module, put_back
 from yolo_os.loss import LossMean, assigners, gains_of, has_labels, noting
 from yolo_os.methods import METHODS, Guard, Solution, Solved
 from yolo_os.processes import broadcast_, rank, world_size
 from yolo_os.recipe import ShiftRecipe
+from yolo_os.report import LayerReport
 from yolo_os.solve import in_float64
 
 # How much of the way to a solution is gone, in turn, until the loss on the batch allows it.
@@ -32,46 +33,17 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 
 
 @dataclass(frozen=True)
-class LayerShift:
-    """What one shift during training did to one layer.
-
-    Attributes:
-        layer: its name; `role`, `m`, `n` as in `PredictionLayer`.
-        rank, rows: of the system solved.
-        norm_before, norm_after: Frobenius norm of V, after as solved for.
-        residual: ||A V' - A V|| / ||A V|| on the rows solved for.
-        note: why the layer did not move; empty if it did.
-    """
-
-    layer: str
-    role: str
-    m: int
-    n: int
-    rank: int
-    rows: int
-    norm_before: float
-    norm_after: float
-    residual: float
-    note: str = ""
-
-    @property
-    def norm_ratio(self) -> float:
-        """Norm after, relative to before."""
-        return self.norm_after / self.norm_before if self.norm_before else 1.0
-
-
-@dataclass(frozen=True)
 class StepReport:
     """What one shift during training did.
 
     Attributes:
-        layers: one entry for each layer that had features.
+        layers: of those that had features; drift is not measured.
         loss_before, loss_after: training loss per image on the step's last batch, of all processes together, with the
             weights of the optimizer step and with those of the shift; nan where none was taken.
         taken_back: why the weights are those of the optimizer step again; empty for a shift that stands.
     """
 
-    layers: tuple[LayerShift, ...]
+    layers: tuple[LayerReport, ...]
     loss_before: float
     loss_after: float
     taken_back: str = ""
@@ -84,7 +56,7 @@ class StepReport:
     @property
     def moved(self) -> bool:
         """Whether any weight stands changed."""
-        return not self.taken_back and any(not layer.note for layer in self.layers)
+        return not self.taken_back and any(layer.skipped is None for layer in self.layers)
 
     @property
     def kept(self) -> float:
@@ -232,19 +204,16 @@ class StepShift:
                 layer.set_(solutions[layer.name].weight, solutions[layer.name].bias_change)
                 _share(layer)
 
-    def _layer(self, layer: PredictionLayer, collector: Collector, solution: Solution) -> LayerShift:
-        before = in_float64(layer.matrix)
-        return LayerShift(
-            layer.name,
-            layer.role,
-            layer.in_features,
-            layer.out_features,
-            solution.rank,
-            solution.rows,
-            float(before.norm()),
-            float(solution.weight.norm()),
-            relative_change(collector, before, solution.weight.to(before), solution.bias_change),
-            solution.unchanged or "",
+    def _layer(self, layer: PredictionLayer, collector: Collector, solution: Solution) -> LayerReport:
+        before, after = in_float64(layer.matrix), solution.weight
+        return LayerReport.of(
+            layer,
+            before,
+            after,
+            solution,
+            sampling=collector.drawn if isinstance(collector, RowSample) else None,
+            residual=relative_change(collector, before, after.to(before), solution.bias_change),
+            skipped=solution.unchanged,
         )
 
     def _loss_with(self, solutions: Mapping[str, Solution]) -> float:
