@@ -100,7 +100,6 @@ def test_keys_of_a_cfg_file_are_read(tmp_path):
         (["model=DETECTOR", "data=DIGITS", "os.samples=1000"], "not smaller than m"),
         (["model=DETECTOR", "data=DIGITS", "os.layers=mask"], "layers=mask"),
         (["model=yolov8n-cls.yaml", "data=DIGITS"], "classify"),
-        (["model=DETECTOR", "data=DIGITS", "compile=True", *TINY], "compile="),
         (["model=DETECTOR", "data=DIGITS", "freeze=[22]", *TINY], "freeze="),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",

@@ -106,12 +106,12 @@ class StepShift:
         modules = [layer.module for layer in (*head.layers, *head.refused)] + list(head.scorers.values())
         self._seen = self._watching.enter_context(capture(modules))
         hooks = [
-            model.register_forward_pre_hook(self._note_batch),
             last_module(model).register_forward_pre_hook(self._note_inputs),
             *(each.register_forward_hook(noting(self._labels, branch)) for branch, each in self._assigners()),
         ]
         for hook in hooks:
             self._watching.callback(hook.remove)
+        self._watching.enter_context(self._noting_batch())
 
     def close(self) -> None:
         """Take all hooks away and let go of the features."""
@@ -257,9 +257,23 @@ class StepShift:
             for tower in towers:
                 del tower.forward
 
-    def _note_batch(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(inputs[0], dict):
-            self._batch = inputs[0]
+    @contextmanager
+    def _noting_batch(self) -> Iterator[None]:
+        """Note the batch that the model takes its loss of: the one method that every way to train it goes through."""
+        untyped: Any = self.model
+        loss, own = untyped.loss, untyped.__dict__.get("loss")
+
+        def noting_loss(batch: dict[str, Any], *given: Any) -> Any:
+            self._batch = batch
+            return loss(batch, *given)
+
+        untyped.loss = noting_loss
+        try:
+            yield
+        finally:
+            del untyped.loss
+            if own is not None:
+                untyped.loss = own
 
     def _note_inputs(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._inputs = tuple(list(given) if isinstance(given, list) else given for given in inputs)

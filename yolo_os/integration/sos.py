@@ -21,7 +21,6 @@ from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.keys import reject_unknown
 from yolo_os.processes import alone, gather
 from yolo_os.recipe import ShiftRecipe, read_settings
-from yolo_os.report import ShiftReport
 from yolo_os.runs import written_whole
 from yolo_os.schedule import Schedule
 from yolo_os.shift import plan, shift_
@@ -48,14 +47,17 @@ class _Run:
     hook: Any = None
     hooked: Any = None  # the optimizer that the hook is on
     watching: StepShift | None = None
+    compiled: Any = None  # the compiled model, while a step that shifts runs the model itself
     finished: bool = False
-    reports: dict[str, ShiftReport] = field(default_factory=dict)
+    validated: dict[str, float] = field(default_factory=dict)  # metrics of best.pt before the final shift
 
-    def let_go(self) -> None:
-        """Watch no longer: a shift that is due is left to the next step."""
+    def let_go(self, trainer: Any) -> None:
+        """Watch no longer: a shift that is still due is left to the next step."""
         watching, self.watching = self.watching, None
         if watching is not None:
             watching.close()
+        if self.compiled is not None:
+            trainer.model, self.compiled = self.compiled, None
 
 
 class SOS:
@@ -165,9 +167,9 @@ class SOS:
         Raises:
             UserError: for a recipe that can do nothing to it, a frozen head, or a training of a kind not supported.
         """
-        if getattr(trainer.args, "compile", False):
+        if getattr(trainer.args, "compile", False) and trainer.world_size > 1:
             raise UserError(
-                "compile=: a compiled model does not run the hooks that a shift reads features by; leave it"
+                "compile=: on several GPUs SOS can't run the steps that shift uncompiled: leave one of them"
             )
         if getattr(trainer.args, "distill_model", None) is not None:
             raise UserError("distill_model=: SOS shifts the model in training only where it is trained alone")
@@ -175,9 +177,8 @@ class SOS:
             raise UserError("quantize=: the norm of weights that are quantised in training is not theirs to choose")
         head = find_head(trainer.model)
         skipped = self._plan(head)
-        frozen = [
-            each.name for each in head.layers if each.name not in skipped and not each.module.weight.requires_grad
-        ]
+        shifted = [layer for layer in head.layers if layer.name not in skipped]
+        frozen = [layer.name for layer in shifted if not layer.module.weight.requires_grad]
         if frozen:
             raise UserError(f"freeze={trainer.args.freeze} freezes the head ({', '.join(frozen)}): nothing to shift")
         writes = RANK in (-1, 0)
@@ -201,7 +202,7 @@ class SOS:
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Find the place in the schedule again: an epoch may be the first, one resumed, or one that is done again."""
         run = self._running()
-        run.let_go()  # of an epoch that broke off, for too little memory
+        run.let_go(trainer)  # of an epoch that broke off, for too little memory
         run.batch = 0
         run.epochs = gather(trainer.epochs)[0]  # which time= lets every process estimate for itself
         step = trainer.ema.updates  # kept in checkpoints, so that the schedule goes on where it was
@@ -223,9 +224,10 @@ class SOS:
         if run.off or not due:
             return
         if run.watching is None:
-            run.watching = StepShift(
-                unwrap(trainer.model), run.head, self.recipe, run.skipped, step, _autocast_of(trainer)
-            )
+            bare = unwrap(trainer.model)
+            run.watching = StepShift(bare, run.head, self.recipe, run.skipped, step, _autocast_of(trainer))
+            if getattr(trainer.args, "compile", False):  # which does not run the hooks that features are read by
+                run.compiled, trainer.model = trainer.model, bare
         else:
             run.watching.forget_batch()
 
@@ -235,7 +237,7 @@ class SOS:
         if run.watching is None:
             return
         if trainer.ema.updates >= run.watching.step:  # the gradient scaler left the step out, for what is not finite
-            run.let_go()
+            run.let_go(trainer)
             return
         run.watching.take_in()
         run.watching.forget_batch()
@@ -243,15 +245,14 @@ class SOS:
     def _after_step(self, trainer: Any) -> None:
         """After an optimizer step, before the update of the moving average: shift, if one is due."""
         run = self._running()
-        watching, run.watching = run.watching, None
-        if watching is None:
+        if run.watching is None:
             return
         step = trainer.ema.updates + 1
         try:
-            watching.take_in()
-            report = watching.shift_(find_head(trainer.ema.ema))
+            run.watching.take_in()
+            report = run.watching.shift_(find_head(trainer.ema.ema))
         finally:
-            watching.close()
+            run.let_go(trainer)
         run.period = self.schedule.period(step, trainer.epoch)
         if report is None:
             LOGGER.warning(f"{_SAYS}no shift at step {step}: no finite features or no labelled objects in its batch")
@@ -263,7 +264,7 @@ class SOS:
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
         run = self._running()
-        run.let_go()  # the epoch may be done again, and a model with hooks can't be copied
+        run.let_go(trainer)  # the epoch may be done again, and a model with hooks can't be copied
         norms = {"os/norm": run.head, "os/norm_ema": find_head(trainer.ema.ema)}
         trainer.lr.update(run.log.totals() | {name: _norm(head) for name, head in norms.items()})
 
@@ -278,8 +279,8 @@ class SOS:
         with alone():  # the other processes wait for this one's checkpoint
             try:
                 self._final(trainer, run, self.final)
-            except UserError as error:  # no reason to lose a training over
-                LOGGER.warning(f"{_SAYS}no final shift: {error}")
+            except Exception as error:  # whatever it is, it is no reason to lose a training over
+                LOGGER.warning(f"{_SAYS}no final shift, the weights stay as trained: {type(error).__name__}: {error}")
 
     def _final(self, trainer: Any, run: _Run, recipe: ShiftRecipe) -> None:
         from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
@@ -301,6 +302,7 @@ class SOS:
                 workers=trainer.args.workers,
             )
             if path == trainer.best:
+                run.validated = dict(checkpoint.contents.get("train_metrics") or {})
                 unshifted = path.with_name(f"{path.stem}-unshifted.pt")
                 shutil.copyfile(path, unshifted)
                 strip_optimizer(unshifted)
@@ -313,14 +315,14 @@ class SOS:
             report.save(folder / "report.json")
             if trainer.args.plots:
                 report.plot(folder)
-            run.reports[path.name] = report
             LOGGER.info(f"{_SAYS}{path.name}: {report.verdict}")
             if report.moved:
                 record = shift_record(checkpoint, model, recipe.to_dict(), __version__)
                 with written_whole(path) as temporary:
                     save_shifted(checkpoint, model, record, temporary)
         if same:
-            shutil.copyfile(saved[0], saved[1])
+            with written_whole(saved[1]) as temporary:
+                shutil.copyfile(saved[0], temporary)
 
     def on_train_end(self, trainer: Any) -> None:
         """Say what was done, and plot it."""
@@ -328,6 +330,10 @@ class SOS:
         folder = Path(trainer.save_dir)
         taken_back = f", {run.log.taken_back} taken back" if run.log.taken_back else ""
         LOGGER.info(f"{_SAYS}{run.log.shifts} shifts during training{taken_back}; see {folder / 'shifts.csv'}")
+        for name, value in run.validated.items():
+            if "mAP50-95" in name and name in trainer.metrics:
+                found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
+                LOGGER.info(f"{_SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
         if trainer.args.plots:
             from yolo_os.plots import plot_training
 
@@ -339,7 +345,7 @@ class SOS:
         if run is not None:
             if run.hook is not None:
                 run.hook.remove()
-            run.let_go()
+            run.let_go(trainer)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, as `from_yaml` reads them."""
