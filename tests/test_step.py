@@ -394,7 +394,7 @@ def test_an_average_of_models_stays_that_of_the_shifted_ones(method, model):
 @pytest.mark.parametrize("method", ["sos", "budget"])
 def test_a_whole_shift_draws_no_random_numbers_and_leaves_no_hook(method, family):
     model = in_training(small_model(family))
-    had, forwards = hooks(model), [each for each in model.modules() if "forward" in vars(each)]
+    had, attributes = hooks(model), [set(vars(each)) for each in model.modules()]
     with watching(model, ShiftRecipe(method=method, samples=8, max_loss_rise=None)) as watch:
         assert hooks(model) > had
         model(labelled_batch(model))
@@ -404,7 +404,7 @@ def test_a_whole_shift_draws_no_random_numbers_and_leaves_no_hook(method, family
         assert before == random_states()
         assert modes == [each.training for each in model.modules()]
     assert hooks(model) == had
-    assert [each for each in model.modules() if "forward" in vars(each)] == forwards
+    assert [set(vars(each)) for each in model.modules()] == attributes
     assert not watch._seen
     assert watch._batch is watch._inputs is None
 
@@ -434,24 +434,45 @@ def test_a_validation_on_the_way_is_not_taken_for_a_batch(model):
 
 
 def test_an_interrupted_loss_restores_weights_and_towers(model, monkeypatch):
+    calls, original = [], type(model).loss
+
+    def loss(self, batch, predictions=None):
+        calls.append(True)
+        if len(calls) == 3:  # after the forward pass's own and that before the shift, with the solutions written in
+            raise KeyboardInterrupt
+        return original(self, batch, predictions)
+
+    monkeypatch.setattr(type(model), "loss", loss)
     with watching(model, UNGUARDED) as watch:
         model(labelled_batch(model))
         watch.take_in()
         before = state(model)
-        calls, original = [], type(model).loss
-
-        def loss(self, batch, predictions=None):
-            calls.append(True)
-            if len(calls) == 2:  # the first with the solutions written in
-                raise KeyboardInterrupt
-            return original(self, batch, predictions)
-
-        monkeypatch.setattr(type(model), "loss", loss)
         with pytest.raises(KeyboardInterrupt):
             watch.shift_()
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert same(before, state(model))
-    assert not any("forward" in vars(each) for each in model.modules())
+    assert not any({"forward", "loss"} & set(vars(each)) for each in model.modules())
+
+
+def test_a_loss_of_the_models_own_is_as_before(model):
+    """Such as one that somebody has put in its place on the object."""
+    original, batch = model.loss, labelled_batch(model)
+    model.loss = lambda *given: original(*given)
+    own = model.loss
+    with watching(model) as watch:
+        assert own_loss(model, batch) == watch._loss()
+    assert model.loss is own
+
+
+def test_forward_passes_without_a_batch_are_followed_by_its_loss_too(model):
+    """As the trainer does it for a compiled model."""
+    batch = labelled_batch(model)
+    with watching(model) as watch:
+        loss, _ = model.loss(batch, model(batch["img"]))
+        watch.take_in()
+        report = watch.shift_()
+    assert report.loss_before == float(loss.detach().sum() / 4)
+    assert report.moved
 
 
 # What is taken in

@@ -221,15 +221,12 @@ class SOS:
         run.batch += 1
         step = trainer.ema.updates + 1
         due = self.schedule.period(step, trainer.epoch) > run.period and self.schedule.within(progress)
-        if run.off or not due:
+        if run.off or not due or run.watching is not None:
             return
-        if run.watching is None:
-            bare = unwrap(trainer.model)
-            run.watching = StepShift(bare, run.head, self.recipe, run.skipped, step, _autocast_of(trainer))
-            if getattr(trainer.args, "compile", False):  # which does not run the hooks that features are read by
-                run.compiled, trainer.model = trainer.model, bare
-        else:
-            run.watching.forget_batch()
+        bare = unwrap(trainer.model)
+        run.watching = StepShift(bare, run.head, self.recipe, run.skipped, step, _autocast_of(trainer))
+        if getattr(trainer.args, "compile", False):  # which does not run the hooks that features are read by
+            run.compiled, trainer.model = trainer.model, bare
 
     def on_train_batch_end(self, trainer: Any) -> None:
         """A batch whose gradients are kept for a later step: take its features in."""
