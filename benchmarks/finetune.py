@@ -414,7 +414,7 @@ def draw(runs, rows, path, title):
     """The picture: curves over the epochs, and the changes on the test images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(VARIANTS)}
     figure = Figure(figsize=(11, 7.6), dpi=130, layout="constrained")
@@ -468,9 +468,13 @@ def draw(runs, rows, path, title):
     change.set_yticks(range(len(shown)), [row["label"] for row in shown])
     change.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     change.axvline(0, color="black", linewidth=0.8)
-    change.set_xscale("symlog", linthresh=1, linscale=1.2)
+    low, high = change.get_xlim()
+    change.set_xscale("symlog", linthresh=1, linscale=1.2)  # losses of points beside gains of hundredths
+    ticks = (-50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10)
+    change.set_xticks([tick for tick in ticks if min(low, -0.5) <= tick <= max(high, 0.5)], minor=False)
+    change.xaxis.set_minor_locator(NullLocator())
     change.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
-    change.set_xlabel(f"change of VOC mAP10 of test to stock, points ({group})")
+    change.set_xlabel(f"change of test mAP10 to stock, points\n({group}; log scale beyond 1)")
     how = "bar: 95 % over images; dotted: and seeds; ticks: each seed" if several else "bar: 95 % over images; one seed"
     change.set_title(how, fontsize=9)
     for axis in (loss, validation, norm, change):

@@ -17,6 +17,7 @@ import csv
 import os
 import tempfile
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
         sums[0] += float(row["norm_before"]) ** 2
         sums[1] += float(row["norm_after"]) ** 2
     pairs = [by_step[step] for step in sorted(by_step)]
-    regrown = [(after[0] / before[1]) ** 0.5 for before, after in zip(pairs, pairs[1:])]
+    regrown = [(after[0] / before[1]) ** 0.5 for before, after in pairwise(pairs)]
     return {
         "regrown": sum(regrown) / max(len(regrown), 1),
         "train": sum(float(value) for name, value in results.items() if name.startswith("train/")),

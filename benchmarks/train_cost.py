@@ -127,7 +127,9 @@ def report_memory(args: argparse.Namespace, work: Path) -> None:
         SOS(ShiftRecipe(keep=0.9), every=5, start=0.0, final=None).attach(model)
     model.train(epochs=2, **settings)
     on_gpu = model.trainer.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = (
+        torch.cuda.max_memory_allocated() / 1e6 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    )
     print(peak)
 
 
@@ -158,7 +160,9 @@ def main() -> None:
                     flush=True,
                 )
         stock, shifted = measure_memory(args, False), measure_memory(args, True)
-        print(f"\npeak memory: stock {stock:.0f} MB, budget every 5 steps {shifted:.0f} MB, ratio {shifted / stock:.3f}")
+        print(
+            f"\npeak memory: stock {stock:.0f} MB, budget every 5 steps {shifted:.0f} MB, ratio {shifted / stock:.3f}"
+        )
 
 
 if __name__ == "__main__":
