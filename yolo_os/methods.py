@@ -16,6 +16,7 @@ from torch import Tensor
 from yolo_os.curvature import CurvatureGram, shrinkages
 from yolo_os.features import Collector, Gram, RowSample
 from yolo_os.heads import PredictionLayer
+from yolo_os.processes import agreed
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.solve import (
     LeastNorm,
@@ -249,11 +250,14 @@ class Budget:
                 # The prediction is how far the model's own predictions move, in units of the loss: a loss that happens
                 # to fall is no licence to change them without end.
                 share = predicted / guard.loss
-                passed = max(rise, share) <= recipe.max_loss_rise  # a rise that is no number does not pass
+                # A rise that is no number does not pass. All processes go on alike, whatever their rounding.
+                passed = agreed(max(rise, share) <= recipe.max_loss_rise)
             tried.append(Trial(keep, mu, predicted, rise, passed, share))
             if passed:
                 return Solved(solutions, tuple(tried))
-        reason = f"keeping {tried[-1].keep:.0%} of the squared norm still raises the loss beyond max_loss_rise"
+        last = tried[-1]
+        reason = f"keeping {last.keep:.0%} of the squared norm still raises the loss beyond max_loss_rise"
+        reason += f"={recipe.max_loss_rise} (taken {last.rise:+.2%}, predicted {last.predicted_share:+.2%})"
         return Solved({name: replace(each, unchanged=reason) for name, each in seen.items()}, tuple(tried))
 
     def _seen(self, gram: CurvatureGram, recipe: ShiftRecipe) -> Solution:

@@ -130,11 +130,11 @@ def _columns(path: Path) -> dict[str, list[float]]:
     return {name.strip(): [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
 
-def _number(text: str) -> float:
+def _number(text: str | None) -> float:
     try:
-        return float(text)
+        return float(text or "nan")
     except ValueError:
-        return float("inf") if text else float("nan")
+        return float("inf")
 
 
 def _patch(**options: Any) -> Any:

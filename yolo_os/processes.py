@@ -107,6 +107,11 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]  # all filled in
 
 
+def agreed(value: T) -> T:
+    """The first process's value: what all go by where each has come to its own."""
+    return gather(value)[0]
+
+
 def _transportable(tensor: Tensor) -> Tensor:
     """A copy where the group's backend can take it."""
     where = "cuda" if dist.get_backend() == "nccl" else "cpu"

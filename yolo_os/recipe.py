@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,7 +23,6 @@ USED_BY = {
     "samples": ("sos",),
     "sampling": ("sos",),
     "keep": ("budget",),
-    "max_loss_rise": ("budget",),
     "rtol": ("os", "sos"),
 }
 ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
@@ -171,6 +171,14 @@ def read_settings(path: str | Path) -> tuple[dict[str, Any], Path]:
     if not isinstance(settings, dict):
         raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
     return settings, file
+
+
+def warn_unused(given: Iterable[str], method: str, prefix: str = "") -> None:
+    """Say on stderr which of the settings that were given the method does not look at."""
+    for name in given:
+        methods = USED_BY.get(name, (method,))
+        if method not in methods:
+            print(f"warning: {prefix}{name}= is for {' and '.join(methods)}; {method} ignores it", file=sys.stderr)
 
 
 def matches(word: str, name: str, role: str) -> bool:

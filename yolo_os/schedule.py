@@ -66,6 +66,18 @@ class Schedule:
         """Whether a training of at most so many steps and epochs ends before the first shift could come."""
         return (self.steps or 0) > steps or (self.epochs or 0) > epochs
 
+    def count(self, batches: int, accumulate: int, epochs: int) -> int:
+        """About how many shifts come in a training: by epochs of so many batches, that many of which make a step."""
+        shifts, step = 0, 0
+        for epoch in range(epochs):
+            last = self.period(step, epoch - 1)
+            for batch in range(accumulate - 1, batches, accumulate):
+                step += 1
+                period = self.period(step, epoch)
+                if period > last and self.within((epoch + batch / batches) / epochs):
+                    shifts, last = shifts + 1, period
+        return shifts
+
     def period(self, step: int, epoch: int) -> int:
         """How many shifts would have come by an optimizer step, counted from 1, of an epoch, counted from 0.
 

@@ -76,24 +76,28 @@ class ShiftLog:
         self.kept *= report.kept
         if report.moved:
             self.rises.append(report.rise)
-        for layer in report.layers:
-            self._rows.append(
-                {
-                    "step": step,
-                    "epoch": epoch,
-                    "layer": layer.name,
-                    **{name: getattr(layer, name) for name in ("role", "m", "n", "rank", "rows")},
-                    **{
-                        name: f"{getattr(layer, name):.6g}"
-                        for name in ("norm_before", "norm_after", "norm_ratio", "residual")
-                    },
-                    "loss_before": f"{report.loss_before:.6g}",
-                    "loss_after": f"{report.loss_after:.6g}",
-                    "taken_back": int(bool(report.taken_back)),
-                    "note": report.taken_back or layer.skipped or "",
-                }
-            )
-        self._save()
+        rows = [
+            {
+                "step": step,
+                "epoch": epoch,
+                "layer": layer.name,
+                **{name: getattr(layer, name) for name in ("role", "m", "n", "rank", "rows")},
+                **{
+                    name: f"{getattr(layer, name):.6g}"
+                    for name in ("norm_before", "norm_after", "norm_ratio", "residual")
+                },
+                "loss_before": f"{report.loss_before:.6g}",
+                "loss_after": f"{report.loss_after:.6g}",
+                "taken_back": int(bool(report.taken_back)),
+                "note": report.taken_back or layer.skipped or "",
+            }
+            for layer in report.layers
+        ]
+        self._rows += rows
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # as Ultralytics does for its own
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
 
     def totals(self) -> dict[str, float]:
         """The columns of this epoch for `results.csv`.

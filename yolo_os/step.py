@@ -23,7 +23,7 @@ from yolo_os.features import Anchors, Collector, RowSample, anchors_of, as_colum
 from yolo_os.heads import Head, PredictionLayer, last_module, put_back
 from yolo_os.loss import LossMean, assigners, gains_of, has_labels, noting
 from yolo_os.methods import METHODS, Guard, Solution, Solved
-from yolo_os.processes import broadcast_, rank, world_size
+from yolo_os.processes import agreed, broadcast_, rank, world_size
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.report import LayerReport
 from yolo_os.solve import in_float64
@@ -144,8 +144,8 @@ class StepShift:
         """Shift the layers by what was taken in; None where no features came or none that are finite.
 
         Args:
-            average: the head of the model's moving average, whose layers are moved by the same map. The solutions of
-                A V = Z are closed under averages, so it stays one however it is averaged on.
+            average: the head of the model's moving average, whose layers are moved by the same linear map, which is
+                why averages of shifted weights are shifted too. The loss is that of the model alone.
         """
         for collector in self._collectors.values():
             collector.merge()
@@ -165,10 +165,11 @@ class StepShift:
             return None
         solutions, after, taken_back = self._judged(solved, before)
         layers = tuple(self._layer(layer, collector, solutions[layer.name]) for layer, collector in solvable)
+        averaged = average.layers if average is not None else ()
         if not taken_back:
-            self._write(solutions)
-            if average is not None:
-                for layer in average.layers:
+            with put_back([*self.layers, *averaged], only_on_error=True):
+                self._write(solutions)
+                for layer in averaged:
                     if layer.name in solutions:
                         layer.set_(*solutions[layer.name].move(in_float64(layer.matrix)))
                         _share(layer)
@@ -192,7 +193,7 @@ class StepShift:
             solutions = {name: each.part(weights[name], share) for name, each in solved.solutions.items()}
             after = self._loss_with(solutions)
             first = after if share == SHARES[0] else first
-            if tolerance is None or after / before - 1 <= tolerance:  # a loss that is no number does not pass
+            if tolerance is None or agreed(after / before - 1 <= tolerance):  # one that is no number does not pass
                 return solutions, after, ""
         reason = f"it raised the loss on the batch by {first / before - 1:.2%}, and {SHARES[-1]:g} of it still by "
         reason += f"{after / before - 1:.2%}, beyond max_loss_rise={tolerance}"
@@ -263,9 +264,9 @@ class StepShift:
         untyped: Any = self.model
         loss, own = untyped.loss, untyped.__dict__.get("loss")
 
-        def noting_loss(batch: dict[str, Any], *given: Any) -> Any:
+        def noting_loss(batch: dict[str, Any], *given: Any, **named: Any) -> Any:
             self._batch = batch
-            return loss(batch, *given)
+            return loss(batch, *given, **named)
 
         untyped.loss = noting_loss
         try:
@@ -276,7 +277,7 @@ class StepShift:
                 untyped.loss = own
 
     def _note_inputs(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._inputs = tuple(list(given) if isinstance(given, list) else given for given in inputs)
+        self._inputs = tuple(_detached(given) for given in inputs)
 
     def _assigners(self) -> Iterator[tuple[str, nn.Module]]:
         """The assigners of the model's criterion; none before its first batch, on which it is made."""
@@ -290,6 +291,13 @@ def _from_last(layer: nn.Module, given: Tensor) -> Callable[[Tensor], Tensor]:
         return output
 
     return forward
+
+
+def _detached(given: Any) -> Any:
+    """What a head was given, without the graph behind it: that is let go of as soon as the step is done with it."""
+    if isinstance(given, list):
+        return [_detached(each) for each in given]
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 def _share(layer: PredictionLayer) -> None:

@@ -129,6 +129,13 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
         torch.save(contents, temporary)
 
 
+def update_checkpoint(path: Path, entries: Mapping[str, Any]) -> None:
+    """Put entries into a checkpoint that this process has written; the file changes whole or not at all."""
+    contents = {**load_checkpoint(path, trust=True).contents, **entries}
+    with written_whole(path) as temporary:
+        torch.save(contents, temporary)
+
+
 def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, Any], version: str) -> dict[str, Any]:
     """What a shifted checkpoint says of the shift: plain types only."""
     pairs = [(old.matrix, new.matrix) for old, new in zip(find_head(checkpoint.stored).layers, find_head(model).layers)]

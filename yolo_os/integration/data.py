@@ -139,15 +139,16 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     stride = max(int(untyped.stride.max()), 32)
     if size < stride or size % stride:
         raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
-    described = describe(data, split, class_names_of(model))
     single = bool(args.get("single_cls"))
+    described = describe(data, split, None if single else class_names_of(model))
     known = getattr(untyped.model[-1], "nc", None)
     if known not in (None, 1 if single else len(described["names"])):
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
     overrides = {"task": getattr(model, "task", None) or guess_model_task(model), "imgsz": size, "rect": False}
-    cfg = get_cfg(overrides={**overrides, "single_cls": single})
+    labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
+    cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
     try:
         if find_head(model).kind == "RTDETRDecoder":
             return RTDETRDataset(
@@ -170,20 +171,21 @@ def class_names_of(model: nn.Module) -> list[str]:
     return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
 
 
-def describe(data: str | Path, split: str, names: Sequence[str]) -> dict[str, Any]:
+def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[str, Any]:
     """A data set's description with absolute paths; nothing is downloaded.
 
     Args:
         data: as Ultralytics takes it, or a VOCdevkit folder, whose XML names classes and leaves their order open.
         split: train, val or test.
-        names: the model's class names in its order, in which a VOCdevkit's classes are numbered.
+        names: the model's class names in its order, in which a VOCdevkit's classes are numbered; None for a model
+            of one class, for whatever the data name.
 
     Raises:
         UserError: if there is no such data set or split, or it numbers the model's classes otherwise.
     """
     source = Path(data)
     if source.is_dir() and is_devkit(source):
-        order = list(names) if set(class_names(find_roots(source))) <= set(names) else None
+        order = list(names) if names and set(class_names(find_roots(source))) <= set(names) else None
         source = dataset_for(source, classes=order)
     try:
         described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
@@ -191,6 +193,8 @@ def describe(data: str | Path, split: str, names: Sequence[str]) -> dict[str, An
         raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")
+    if names is None:
+        return described
     order = list(described["names"].values())
     if set(order) == set(names) and order != list(names):
         first = next(index for index, name in enumerate(names) if order[index] != name)

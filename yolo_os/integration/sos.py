@@ -19,7 +19,7 @@ from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.keys import reject_unknown
-from yolo_os.processes import alone, gather
+from yolo_os.processes import agreed, alone, world_size
 from yolo_os.recipe import ShiftRecipe, read_settings
 from yolo_os.runs import written_whole
 from yolo_os.schedule import Schedule
@@ -30,6 +30,7 @@ from yolo_os.step import StepShift
 TASKS = ("detect", "segment", "pose", "obb")
 # One shift during training is weak: the head's norm is also its confidence, and it is still growing (docs/train.md).
 DEFAULT = ShiftRecipe(keep=0.9)
+Given = ShiftRecipe | Mapping[str, Any] | str | Path | None
 _SAYS = colorstr("yolo_os: ")
 
 
@@ -49,6 +50,9 @@ class _Run:
     watching: StepShift | None = None
     compiled: Any = None  # the compiled model, while a step that shifts runs the model itself
     finished: bool = False
+    epoch: int = 0
+    columns: bool = True  # whether results.csv has ours: not where a training is resumed that was begun without
+    warned: bool = False  # of steps of this epoch that could not be shifted
     validated: dict[str, float] = field(default_factory=dict)  # metrics of best.pt before the final shift
 
     def let_go(self, trainer: Any) -> None:
@@ -89,15 +93,15 @@ class SOS:
 
     def __init__(
         self,
-        recipe: ShiftRecipe | Mapping[str, Any] | str | Path | None = None,
+        recipe: Given = None,
         every: int | str | None = "epoch",
         start: float = 0.7,
         end: float = 1.0,
-        final: ShiftRecipe | Mapping[str, Any] | str | Path | None = "budget",
+        final: Given = "budget",
     ) -> None:
-        self.recipe = _recipe(recipe) or DEFAULT
+        self.recipe = _recipe(recipe, DEFAULT) or DEFAULT
         self.schedule = Schedule(every, start, end)
-        self.final = _recipe(final)
+        self.final = _recipe(final, ShiftRecipe())
         if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
             self.final = self.final.replace(layers=self.recipe.layers)
         if every is None and self.final is None:
@@ -116,15 +120,19 @@ class SOS:
             UserError: if there is no such file, or for an unknown setting or a bad value.
         """
         settings, file = read_settings(path)
-        own = ("every", "start", "end", "final")
-        recipe_names = {setting.name for setting in fields(ShiftRecipe)}
+        known = [*(setting.name for setting in fields(ShiftRecipe)), "every", "start", "end", "final"]
+        reject_unknown(changes, known)
         try:
-            reject_unknown(settings, [*recipe_names, *own])
+            reject_unknown(settings, known)
+            cls._of(settings)  # so that what is wrong in the file is said of the file
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
-        settings.update(changes)
-        recipe = ShiftRecipe.from_dict({name: settings.pop(name) for name in recipe_names & set(settings)}, str(file))
-        return cls(recipe, **settings)
+        return cls._of({**settings, **changes})
+
+    @classmethod
+    def _of(cls, settings: Mapping[str, Any]) -> SOS:
+        own = {name: value for name, value in settings.items() if name in ("every", "start", "end", "final")}
+        return cls({name: value for name, value in settings.items() if name not in own}, **own)
 
     def attach(self, model: Any) -> SOS:
         """Have a `YOLO` or `RTDETR` call this during its next trainings; what was attached before is replaced.
@@ -149,6 +157,18 @@ class SOS:
             callbacks = model.callbacks.get(event, [])
             callbacks[:] = [each for each in callbacks if not isinstance(getattr(each, "__self__", None), SOS)]
 
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Refuse settings of `yolo train` that leave a shift without sense.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if settings.get("distill_model") is not None:
+            raise UserError("distill_model=: SOS shifts the model in training only where it is trained alone")
+        if str(settings.get("quantize")) in ("8", "int8"):
+            raise UserError("quantize=8: the norm of weights that are quantised in training is not theirs to choose")
+
     def _plan(self, head: Head) -> dict[str, str]:
         skipped = plan(head, self.recipe)
         if self.final is not None:
@@ -167,14 +187,9 @@ class SOS:
         Raises:
             UserError: for a recipe that can do nothing to it, a frozen head, or a training of a kind not supported.
         """
+        self.check(vars(trainer.args))
         if getattr(trainer.args, "compile", False) and trainer.world_size > 1:
-            raise UserError(
-                "compile=: on several GPUs SOS can't run the steps that shift uncompiled: leave one of them"
-            )
-        if getattr(trainer.args, "distill_model", None) is not None:
-            raise UserError("distill_model=: SOS shifts the model in training only where it is trained alone")
-        if getattr(trainer.args, "quantize", None):
-            raise UserError("quantize=: the norm of weights that are quantised in training is not theirs to choose")
+            raise UserError("compile=: on several GPUs the steps that shift can't run uncompiled: leave one of the two")
         head = find_head(trainer.model)
         skipped = self._plan(head)
         shifted = [layer for layer in head.layers if layer.name not in skipped]
@@ -186,6 +201,8 @@ class SOS:
         off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
         self._run = _Run(head, skipped, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
         self._run.log.begin(bool(trainer.resume))
+        self._run.columns = not trainer.csv.exists() or "os/norm" in trainer.csv.read_text(encoding="utf-8")
+        count = self.schedule.count(batches, trainer.accumulate, trainer.epochs)
         if writes:
             with written_whole(_settings_file(Path(trainer.save_dir), make=True)) as temporary:
                 temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
@@ -196,6 +213,11 @@ class SOS:
             )
         else:
             LOGGER.info(f"{_SAYS}{self}")
+            if self.schedule.every is not None and not count and not trainer.args.time:
+                LOGGER.warning(
+                    f"{_SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches: "
+                    "take an earlier start= or a smaller every="
+                )
         for name, reason in skipped.items():
             LOGGER.info(f"{_SAYS}{name} is left alone: {reason}")
 
@@ -203,8 +225,8 @@ class SOS:
         """Find the place in the schedule again: an epoch may be the first, one resumed, or one that is done again."""
         run = self._running()
         run.let_go(trainer)  # of an epoch that broke off, for too little memory
-        run.batch = 0
-        run.epochs = gather(trainer.epochs)[0]  # which time= lets every process estimate for itself
+        run.batch, run.epoch, run.warned = 0, trainer.epoch, False
+        run.epochs = agreed(trainer.epochs)  # which time= lets every process estimate for itself
         step = trainer.ema.updates  # kept in checkpoints, so that the schedule goes on where it was
         run.period = self.schedule.period(step, trainer.epoch - 1)
         run.log.begin_epoch(step)
@@ -248,12 +270,19 @@ class SOS:
         try:
             run.watching.take_in()
             report = run.watching.shift_(find_head(trainer.ema.ema))
+            why = "no finite features or no labelled objects in its batch"
+        except Exception as error:  # too little memory, say: no reason to lose a training over
+            if world_size() > 1:  # the other processes wait for this one
+                raise
+            report, why = None, f"{type(error).__name__}: {error}"
         finally:
             run.let_go(trainer)
-        run.period = self.schedule.period(step, trainer.epoch)
-        if report is None:
-            LOGGER.warning(f"{_SAYS}no shift at step {step}: no finite features or no labelled objects in its batch")
+        if report is None:  # still due: the next step tries again
+            if not run.warned:
+                LOGGER.warning(f"{_SAYS}no shift at step {step}: {why}")
+            run.warned = True
             return
+        run.period = self.schedule.period(step, trainer.epoch)
         run.log.add(step, trainer.epoch + 1, report)
         if report.taken_back:
             LOGGER.warning(f"{_SAYS}the shift at step {step} was taken back: {report.taken_back}")
@@ -263,7 +292,8 @@ class SOS:
         run = self._running()
         run.let_go(trainer)  # the epoch may be done again, and a model with hooks can't be copied
         norms = {"os/norm": run.head, "os/norm_ema": find_head(trainer.ema.ema)}
-        trainer.lr.update(run.log.totals() | {name: _norm(head) for name, head in norms.items()})
+        if run.columns:
+            trainer.lr.update(run.log.totals() | {name: _norm(head) for name, head in norms.items()})
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         """After the last epoch is saved and before the last validation: the final shift of what was saved."""
@@ -273,53 +303,57 @@ class SOS:
         run.finished = True
         if run.off or self.final is None:
             return
+        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
+        same = len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
         with alone():  # the other processes wait for this one's checkpoint
-            try:
-                self._final(trainer, run, self.final)
-            except Exception as error:  # whatever it is, it is no reason to lose a training over
-                LOGGER.warning(f"{_SAYS}no final shift, the weights stay as trained: {type(error).__name__}: {error}")
+            for path in saved[:1] if same else saved:
+                try:
+                    self._finish(trainer, run, path, self.final)
+                except Exception as error:  # whatever it is, it is no reason to lose a training over
+                    why = f"{type(error).__name__}: {error}"
+                    LOGGER.warning(f"{_SAYS}no final shift of {path.name}, it stays as trained: {why}")
+        if same:
+            with written_whole(saved[1]) as temporary:
+                shutil.copyfile(saved[0], temporary)
+        if trainer.epoch > run.epoch:  # a stop that came late: Ultralytics has validated already
+            run.validated.clear()
+            LOGGER.warning(f"{_SAYS}the validation above is of the weights before the final shift")
 
-    def _final(self, trainer: Any, run: _Run, recipe: ShiftRecipe) -> None:
+    @staticmethod
+    def _finish(trainer: Any, run: _Run, path: Path, recipe: ShiftRecipe) -> None:
+        """Shift the weights saved in a file, if the loss on images that the shift did not use allows it."""
         from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
         from yolo_os.integration.data import calibration_batches
         from yolo_os.integration.progress import progress_bar
 
-        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
-        same = len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
-        for path in saved[:1] if same else saved:
-            LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
-            checkpoint = load_checkpoint(path, trust=True)  # written by this very process
-            model = checkpoint.model.to(trainer.device)
-            used, held_out = calibration_batches(
-                model,
-                trainer.args.data,
-                recipe,
-                imgsz=trainer.args.imgsz,
-                batch=max(min(trainer.batch_size, 16), 1),
-                workers=trainer.args.workers,
-            )
+        LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
+        checkpoint = load_checkpoint(path, trust=True)  # written by this very process
+        model = checkpoint.model.to(trainer.device)
+        loading = {"imgsz": trainer.args.imgsz, "batch": min(trainer.batch_size, 16), "workers": trainer.args.workers}
+        used, held_out = calibration_batches(model, trainer.args.data, recipe, **loading)
+        report = shift_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress_bar)
+        rise, tolerance = report.loss.rise, recipe.max_loss_rise
+        allowed = tolerance is None or (rise is not None and rise <= tolerance)
+        if report.moved and allowed:
             if path == trainer.best:
                 run.validated = dict(checkpoint.contents.get("train_metrics") or {})
                 unshifted = path.with_name(f"{path.stem}-unshifted.pt")
                 shutil.copyfile(path, unshifted)
                 strip_optimizer(unshifted)
-            report = shift_(
-                model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress_bar
-            )
-            folder = Path(trainer.save_dir) / "os" / path.stem
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
-            report.save(folder / "report.json")
-            if trainer.args.plots:
-                report.plot(folder)
+            record = shift_record(checkpoint, model, recipe.to_dict(), __version__)
+            with written_whole(path) as temporary:
+                save_shifted(checkpoint, model, record, temporary)
             LOGGER.info(f"{_SAYS}{path.name}: {report.verdict}")
-            if report.moved:
-                record = shift_record(checkpoint, model, recipe.to_dict(), __version__)
-                with written_whole(path) as temporary:
-                    save_shifted(checkpoint, model, record, temporary)
-        if same:
-            with written_whole(saved[1]) as temporary:
-                shutil.copyfile(saved[0], temporary)
+        else:
+            LOGGER.warning(f"{_SAYS}{path.name} stays as trained. A final shift was tried: {report.verdict}")
+        for warning in report.warnings:
+            LOGGER.warning(f"{_SAYS}{warning}")
+        folder = Path(trainer.save_dir) / "os" / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+        report.save(folder / "report.json")
+        if trainer.args.plots:
+            report.plot(folder)
 
     def on_train_end(self, trainer: Any) -> None:
         """Say what was done, and plot it."""
@@ -331,10 +365,17 @@ class SOS:
             if "mAP50-95" in name and name in trainer.metrics:
                 found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
                 LOGGER.info(f"{_SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
+        if run.validated:  # what `model.train()` returns after a training on several GPUs
+            from yolo_os.integration.checkpoint import update_checkpoint
+
+            update_checkpoint(trainer.best, {"train_metrics": {**run.validated, **trainer.metrics}})
         if trainer.args.plots:
             from yolo_os.plots import plot_training
 
-            plot_training(folder, folder / "shifts.png")
+            try:
+                plot_training(folder, folder / "shifts.png")
+            except Exception as error:  # a picture is no reason to lose a training's result over
+                LOGGER.warning(f"{_SAYS}shifts.png was not drawn: {type(error).__name__}: {error}")
 
     def teardown(self, trainer: Any) -> None:
         """Let go of everything, however the training ended."""
@@ -371,10 +412,16 @@ _EVENTS = (
 )
 
 
-def _recipe(given: ShiftRecipe | Mapping[str, Any] | str | Path | None) -> ShiftRecipe | None:
-    if isinstance(given, Mapping):
-        return ShiftRecipe.from_dict(given)
-    return ShiftRecipe.from_yaml(given) if isinstance(given, str | Path) else given
+def _recipe(given: Given, base: ShiftRecipe) -> ShiftRecipe | None:
+    """A recipe from what it is given as; settings that are left out are those of `base`."""
+    if given is None or isinstance(given, ShiftRecipe):
+        return given
+    settings, file = (given, None) if isinstance(given, Mapping) else read_settings(given)
+    try:
+        reject_unknown(settings, [setting.name for setting in fields(ShiftRecipe)])
+        return base.replace(**settings)
+    except UserError as error:
+        raise UserError(f"{file}: {error}" if file else str(error)) from None
 
 
 def _settings_file(run: Path, make: bool = False) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, parse_key_value_pair
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE, YAML
 
 from yolo_os.errors import UserError
 from yolo_os.integration.checkpoint import load_checkpoint
@@ -49,7 +49,7 @@ def parse_stock(words: Sequence[str]) -> dict[str, Any]:
             elif isinstance(DEFAULT_CFG_DICT.get(word), bool):
                 given[word] = True
             elif word in DEFAULT_CFG_DICT:
-                raise SyntaxError(f"'{word}' has no value: write {word}=...")
+                raise UserError(f"'{word}' has no value: write {word}=...")
             else:
                 given[word] = ""
         with quiet():
@@ -67,9 +67,21 @@ def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
         UserError: for a model, data set or device that is not there, before anything is written.
     """
     given = dict(given)
+    resume = given.get("resume")
+    if isinstance(resume, str):
+        given.setdefault("model", resume)
+    if WORLD_SIZE > 1 and not (given.get("exist_ok") or resume):
+        raise UserError("several processes must come to the same run folder: give a new name=... and exist_ok=True")
     model = _model(given.pop("model", None), given.pop("task", None), trust)
+    if resume and (model.ckpt or {}).get("optimizer") is None:
+        raise UserError(f"model={model.ckpt_path}: its training is finished (or was no training): nothing to resume")
     if sos is not None:
         sos.attach(model)
+        sos.check(given)
+        head = len(model.model.model) - 1
+        freeze = given.get("freeze")
+        if head in (range(freeze) if isinstance(freeze, int) else freeze or ()):
+            raise UserError(f"freeze={freeze} freezes the head, module {head}: nothing to shift")
     if given.get("data") is not None or not given.get("resume"):
         given["data"] = str(_data(given.get("data"), model))
     if given.get("device") not in (None, "") and "-1" not in str(given["device"]):

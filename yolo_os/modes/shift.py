@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.keys import Key
-from yolo_os.recipe import USED_BY, ShiftRecipe, recipe_keys
+from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused
 from yolo_os.runs import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ def recipe_from(options: dict[str, Any]) -> ShiftRecipe:
         print("note: samples= and sampling= are settings of sos, so the method is sos", file=sys.stderr)
         given["method"] = "sos"
     recipe = base.replace(**given)
-    for name in given:
-        methods = USED_BY.get(name, (recipe.method,))
-        if recipe.method not in methods:
-            print(f"warning: {name}= is for {' and '.join(methods)}; {recipe.method} ignores it", file=sys.stderr)
+    warn_unused(given, recipe.method)
+    if recipe.method != "budget" and "max_loss_rise" in given:
+        print(f"warning: max_loss_rise= is for budget; {recipe.method} ignores it", file=sys.stderr)
     return recipe

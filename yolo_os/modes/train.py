@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
 from yolo_os.keys import Key, parse_pairs
-from yolo_os.recipe import recipe_keys
+from yolo_os.recipe import recipe_keys, warn_unused
 from yolo_os.schedule import SCHEDULE_KEYS
 
 if TYPE_CHECKING:
@@ -41,12 +41,15 @@ KEYS = (
         "os",
         (str, bool),
         "train",
-        "settings in YAML, a file or a shipped name (train, budget, sos, sos_paper); False: stock training",
+        "settings in YAML, a file or a shipped name (train, sos, sos_paper); False: stock training",
         filled=False,
     ),
     *(replace(key, name=f"{PREFIX}{key.name}", default=0.9 if key.name == "keep" else key.default) for key in _OWN),
 )
-NOTE = "and every key of `yolo train`, which go to Ultralytics as they are; data= may also be a VOCdevkit folder"
+NOTE = (
+    "and every key of `yolo train`, which go to Ultralytics as they are; data= may also be a VOCdevkit folder. What is "
+    "written where, and what the final shift does: docs/train.md"
+)
 EXAMPLES = (
     "yolo-os train model=yolo11n.pt data=my.yaml epochs=100",
     "yolo-os train model=yolo11n.pt data=VOCdevkit epochs=50 imgsz=320 os.every=2epochs os.start=0.5",
@@ -65,6 +68,10 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     from yolo_os.integration.train import parse_stock, split_words
 
     own, others = split_words(words, ("os=", PREFIX))
+    for word in others:
+        name = word.partition("=")[0]
+        if any(key.name == PREFIX + name for key in KEYS) and name != "seed":
+            raise UserError(f"unknown key '{name}': did you mean {PREFIX}{name}?")
     given, stock = parse_pairs(own, KEYS), parse_stock(others)
     if stock.get("resume") and "os" not in given:  # a training goes on as it was begun
         interrupted = stock["resume"] if isinstance(stock["resume"], str) else stock.get("model")
@@ -92,7 +99,9 @@ def sos_from(given: Mapping[str, Any]) -> SOS | None:
     if choice is None and "method" not in settings and {"samples", "sampling"} & set(settings):
         print("note: os.samples= and os.sampling= are settings of sos, so the method is sos", file=sys.stderr)
         settings["method"] = "sos"
-    return SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
+    sos = SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
+    warn_unused(settings, sos.recipe.method, PREFIX)
+    return sos
 
 
 def run(options: dict[str, Any]) -> int:
