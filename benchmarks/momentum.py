@@ -28,7 +28,6 @@ BUFFERS = ("momentum_buffer", "exp_avg")
 
 
 def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, float]:
-    import torch
     from ultralytics import YOLO
 
     from yolo_os import SOS, ShiftRecipe
@@ -45,7 +44,7 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
 
     def write_both(self: StepShift, solutions: Mapping[str, Any]) -> None:
         write(self, solutions)
-        if not holder.get("final") or choice == "left":
+        if holder.get("trial") or choice == "left":
             return
         for layer in self.layers:
             state = holder["optimizer"].state.get(layer.module.weight, {})
@@ -55,24 +54,16 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
                     new = solutions[layer.name].move(in_float64(old))[0] if choice == "projected" else old * 0
                     state[name].copy_(new.T.reshape(state[name].shape).to(old.dtype))
 
-    shift = StepShift.shift_
+    judge = StepShift._loss_with
 
-    def shift_once(self: StepShift, *args: Any) -> Any:
-        judged = StepShift._judged
-
-        def and_then(inner: StepShift, *given: Any) -> Any:
-            found = judged(inner, *given)
-            holder["final"] = True  # what is written from here on stays
-            return found
-
-        StepShift._judged = and_then  # type: ignore[method-assign]
+    def judge_apart(self: StepShift, solutions: Mapping[str, Any]) -> float:
+        holder["trial"] = True  # what is written for a look at the loss is put back
         try:
-            return shift(self, *args)
+            return judge(self, solutions)
         finally:
-            StepShift._judged = judged  # type: ignore[method-assign]
-            holder["final"] = False
+            holder["trial"] = False
 
-    StepShift._write, StepShift.shift_ = write_both, shift_once  # type: ignore[method-assign]
+    StepShift._write, StepShift._loss_with = write_both, judge_apart  # type: ignore[method-assign]
     try:
         SOS(ShiftRecipe(keep=0.9), every=10, start=0.0, final=None).attach(model)
         model.train(
@@ -95,9 +86,8 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
             name=f"{optimizer}-{choice}",
         )
     finally:
-        StepShift._write, StepShift.shift_ = write, shift  # type: ignore[method-assign]
+        StepShift._write, StepShift._loss_with = write, judge  # type: ignore[method-assign]
     folder = Path(model.trainer.save_dir)
-    torch.set_grad_enabled(True)
     results = list(csv.DictReader((folder / "results.csv").open(), skipinitialspace=True))[-1]
     by_step: dict[int, list[float]] = {}
     for row in csv.DictReader((folder / "shifts.csv").open()):

@@ -3,10 +3,11 @@
     python benchmarks/train_cost.py                                    # embedded detector, 160 pixels
     python benchmarks/train_cost.py --model yolov5n.yaml --imgsz 320   # a YOLOv5n on the same images
 
-An epoch has 19 steps here. One training by stock Ultralytics with `SOS` attached; in every second epoch it is told to do nothing, so that each
-epoch with shifts has a neighbour without. Prints the median and the quartiles of the ratios of neighbours, and the
-share of the time that the shifts' own code took, which is less noisy. Peak memory is that of two further processes,
-one stock and one with shifts (resident set; on a GPU that of torch's allocator).
+One training by stock Ultralytics, of epochs of 19 steps, with `SOS` attached; in every second epoch it is told to do
+nothing, so that each epoch with shifts has a neighbour without. Prints the median and the quartiles of the ratios of
+neighbours, and the share of the time that the shifts' own code took, which is less noisy (on a GPU it counts no more
+than the host's part). Peak memory is that of two further processes, one stock and one with shifts (resident set; on a
+GPU that of torch's allocator).
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class OS:
         )
 
 
-class SOS:
+class SampledOS:
     """Stochastic optimum shifting (arXiv 2405.14111, section 4): keep the outputs on a small sample of rows."""
 
     guarded = False
@@ -275,4 +275,4 @@ def _shrinkage_move(layer: Shrinkage, mu: float) -> Move:
     return lambda weight: replace(layer, weight=in_float64(weight)).solve(mu)
 
 
-METHODS: Mapping[str, Method] = {"os": OS(), "sos": SOS(), "budget": Budget()}
+METHODS: Mapping[str, Method] = {"os": OS(), "sos": SampledOS(), "budget": Budget()}
