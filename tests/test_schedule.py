@@ -140,3 +140,22 @@ def test_a_step_that_could_not_shift_leaves_it_to_the_next_one(every, skipped):
 )
 def test_it_says_what_it_is_in_a_line(schedule, text):
     assert str(schedule) == text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "training", "count"),
+    [
+        (Schedule("epoch"), (10, 1, 10), 3),  # in the first steps of epochs 8, 9 and 10
+        (Schedule("epoch", start=0), (10, 1, 10), 9),
+        (Schedule("epoch", start=0), (10, 1, 1), 0),
+        (Schedule(100), (10, 1, 10), 1),  # in the very last step
+        (Schedule(101), (10, 1, 10), 0),
+        (Schedule(2, start=0), (4, 2, 3), 3),  # two batches a step, two steps an epoch
+        (Schedule(2, start=0), (5, 2, 3), 3),  # what is over goes into no step of its own
+        (Schedule("2epochs", start=0.9), (3, 1, 6), 0),  # due in the fifth epoch, before 0.9, and not again
+        (Schedule(None), (10, 1, 10), 0),
+    ],
+    ids=str,
+)
+def test_the_count_of_shifts_in_a_training(schedule, training, count):
+    assert schedule.count(*training) == count

@@ -23,6 +23,7 @@ from yolo_os import ShiftRecipe
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head, unwrap
 from yolo_os.integration.sos import SOS
+from yolo_os.schedule import Schedule
 from yolo_os.shiftlog import COLUMNS
 from yolo_os.step import StepShift
 from yolo_os.voc.dataset import make_dataset
@@ -261,6 +262,7 @@ def test_a_final_shift_alone_leaves_the_training_as_it_is(train):
 def test_shifts_come_between_start_and_end(train):
     run = train(SOS(CRUDE, every=1, start=0.5, end=0.75, final=None))
     assert run.steps == [7, 8, 9, 10]  # of 12
+    assert Schedule(1, 0.5, 0.75).count(BATCHES, 1, 4) == 4
 
 
 def test_layers_left_alone_in_training_are_so_at_its_end():
@@ -698,6 +700,87 @@ def test_a_final_shift_that_fails_loses_no_training(error, train, monkeypatch):
     run = train(during(2, final="budget"), epochs=1)
     assert run.steps == [2]
     assert "yolo_os" not in run.weights("best")
+
+
+def test_a_shift_that_fails_loses_no_training_and_is_tried_again(train, monkeypatch, caplog):
+    shift = StepShift.shift_
+    calls = []
+
+    def fail_once(self, average=None):
+        calls.append(self.step)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return shift(self, average)
+
+    monkeypatch.setattr(StepShift, "shift_", fail_once)
+    run = train(during(4), epochs=2)
+    assert calls == [4, 5]
+    assert run.steps == [5]
+    assert "no shift at step 4: OutOfMemoryError" in caplog.text
+
+
+def test_a_write_that_fails_puts_model_and_average_back(train, monkeypatch):
+    monkeypatch.setattr("yolo_os.step._share", lambda layer: 1 / 0)
+    stock, broken = train(name="stock", epochs=1), train(during(1), name="broken", epochs=1)
+    assert same(stock.state(), broken.state())
+    assert broken.shifts == []
+
+
+def test_a_final_shift_that_does_harm_is_not_written(train, caplog):
+    kept = train(during(None, final=CRUDE.replace(max_loss_rise=0.002)), name="kept", epochs=1)
+    assert "yolo_os" not in kept.weights("best")
+    assert not (kept.folder / "weights" / "best-unshifted.pt").exists()
+    assert json.loads((kept.folder / "os" / "best" / "report.json").read_text())["norm_ratio"] < 1
+    assert "best.pt stays as trained" in caplog.text
+    harmed = train(during(None, final=CRUDE), name="harmed", epochs=1)  # as asked for: no tolerance
+    assert harmed.weights("best")["yolo_os"]
+    assert same(kept.state("best"), harmed.state("best-unshifted"))
+
+
+def test_a_stop_that_comes_after_our_last_word_is_said(train, caplog):
+    def stop(trainer):
+        trainer.stop |= trainer.epoch == 1
+
+    train(during(2, final="budget"), callbacks={"on_fit_epoch_end": stop})
+    assert "the validation above is of the weights before the final shift" in caplog.text
+    assert "before the final shift, " not in caplog.text
+
+
+def test_metrics_in_the_file_are_those_of_the_weights_in_it(train):
+    run = train(during(None, final=CRUDE), epochs=1)
+    validated = run.model.trainer.metrics
+    stored = run.weights("best")["train_metrics"]
+    assert validated
+    assert {name: stored[name] for name in validated} == pytest.approx(validated)
+
+
+def test_a_stock_training_resumed_with_shifts_keeps_its_columns(train, tmp_path):
+    def interrupt(trainer):
+        if trainer.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(callbacks={"on_train_epoch_start": interrupt})
+    run = train(during(1), model=YOLO(tmp_path / "run" / "weights" / "last.pt"), resume=True)
+    assert run.steps == [7, 8, 9, 10, 11, 12]
+    assert len(run.results) == 4
+    assert all(None not in row and None not in row.values() for row in run.results)
+    assert not any(name.startswith("os/") for name in run.results[0])
+
+
+def test_a_schedule_by_which_no_shift_comes_is_warned_of(train, caplog):
+    run = train(SOS(CRUDE, every="2epochs", start=0.9, final=None), epochs=6, imgsz=32)
+    assert run.steps == []
+    assert "no shift will come during this training" in caplog.text
+
+
+def test_settings_left_out_are_those_of_training():
+    assert SOS({"layers": "cls"}).recipe == ShiftRecipe(layers="cls", keep=0.9)
+    assert SOS(final={"layers": "cls"}).final == ShiftRecipe(layers="cls")
+    with pytest.raises(UserError, match=r"unknown key 'evry'.*every"):
+        SOS.from_yaml("train", evry=2)
+    with pytest.raises(UserError, match=r"^keep=2"):
+        SOS.from_yaml("train", keep=2.0)
 
 
 # Other tasks

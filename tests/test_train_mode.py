@@ -99,6 +99,11 @@ def test_keys_of_a_cfg_file_are_read(tmp_path):
         (["model=DETECTOR", "data=DIGITS", "device=7"], "device=7"),
         (["model=DETECTOR", "data=DIGITS", "os.samples=1000"], "not smaller than m"),
         (["model=DETECTOR", "data=DIGITS", "os.layers=mask"], "layers=mask"),
+        (["model=DETECTOR", "data=DIGITS", "every=2"], "did you mean os.every?"),
+        (["model=DETECTOR", "data=DIGITS", "resume=True"], "nothing to resume"),
+        (["resume=DETECTOR"], "nothing to resume"),
+        (["model=DETECTOR", "data=DIGITS", "distill_model=DETECTOR"], "distill_model="),
+        (["model=DETECTOR", "data=DIGITS", "os.keep=2"], "keep=2"),
         (["model=yolov8n-cls.yaml", "data=DIGITS"], "classify"),
         (["model=DETECTOR", "data=DIGITS", "freeze=[22]", *TINY], "freeze="),
     ],
@@ -109,7 +114,18 @@ def test_bad_input_is_said_in_a_line(words, said, detector, digits, in_tmp, caps
     assert train(*words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("yolo-os: error: ") and said in error
-    assert not list(in_tmp.rglob("*.pt"))
+    assert not list(in_tmp.iterdir())
+
+
+def test_processes_of_torchrun_need_one_folder(detector, digits, monkeypatch, capsys, in_tmp):
+    monkeypatch.setattr("yolo_os.integration.train.WORLD_SIZE", 2)
+    assert train(f"model={detector}", f"data={digits}") == 2
+    assert "exist_ok=True" in capsys.readouterr().err
+
+
+def test_settings_that_do_nothing_are_warned_of(capsys):
+    sos_from({"os": "sos", "os.keep": 0.5})
+    assert "os.keep= is for budget; sos ignores it" in capsys.readouterr().err
 
 
 def test_a_file_of_settings_with_a_strange_key(tmp_path):
