@@ -215,8 +215,9 @@ class SOS:
             LOGGER.info(f"{_SAYS}{self}")
             if self.schedule.every is not None and not count and not trainer.args.time:
                 LOGGER.warning(
-                    f"{_SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches: "
-                    "take an earlier start= or a smaller every="
+                    f"{_SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches, "
+                    f"{trainer.accumulate} to an optimizer step once it has warmed up: take an earlier start= or a "
+                    "smaller every="
                 )
         for name, reason in skipped.items():
             LOGGER.info(f"{_SAYS}{name} is left alone: {reason}")
