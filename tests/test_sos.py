@@ -245,6 +245,17 @@ def test_the_model_that_was_trained_holds_the_shifted_weights(full_run):
     assert not any(torch.equal(head[name], matrix) for name, matrix in matrices(run.model).items())
 
 
+def test_shifts_that_are_taken_back_are_noted_and_leave_the_training_as_it_is(train, monkeypatch):
+    monkeypatch.setattr(StepShift, "_loss_with", lambda self, solutions: self._loss() * 1.1)
+    stock = train(name="stock", epochs=1)
+    back = train(during(2, recipe=CRUDE.replace(max_loss_rise=0.01)), name="back", epochs=1)
+    assert same(stock.state(), back.state())
+    assert back.steps == [2]
+    assert {row["taken_back"] for row in back.shifts} == {"1"}
+    assert all("beyond max_loss_rise=0.01" in row["note"] for row in back.shifts)
+    assert (back.column("os/shifts"), back.column("os/taken_back"), back.column("os/kept")) == ([0], [1], [1])
+
+
 @pytest.mark.slow
 def test_plots_are_drawn_with_those_of_ultralytics(train):
     run = train(SOS(every=2, start=0), epochs=2, plots=True)
