@@ -731,7 +731,7 @@ def test_a_shift_that_fails_loses_no_training_and_is_tried_again(train, monkeypa
 
 
 def test_a_write_that_fails_puts_model_and_average_back(train, monkeypatch):
-    monkeypatch.setattr("yolo_os.step._share", lambda layer: 1 / 0)
+    monkeypatch.setattr("yolo_os.step.broadcast_parameters_", lambda module: 1 / 0)
     stock, broken = train(name="stock", epochs=1), train(during(1), name="broken", epochs=1)
     assert same(stock.state(), broken.state())
     assert broken.shifts == []

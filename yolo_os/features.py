@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from yolo_os.heads import Head
+from yolo_os.heads import Head, PredictionLayer
 from yolo_os.processes import add_up, gather, world_size
 
 
@@ -129,6 +129,35 @@ def anchors_of(
     for group in logits.keys() - anchors.keys():  # a transformer's queries: each decoder layer has a loss of its own
         anchors[group] = Anchors(logits[group], None, batch)
     return anchors
+
+
+def collect(
+    head: Head,
+    layers: Iterable[PredictionLayer],
+    collectors: Mapping[str, Collector],
+    seen: Mapping[nn.Module, tuple[Tensor, Tensor]],
+    labels: Mapping[str, Tensor],
+    batch: int,
+) -> None:
+    """Hand what one captured forward pass has shown of layers to their collectors, by name.
+
+    Args:
+        head, seen, labels, batch: as for `anchors_of`.
+        layers: of the head; those that did not run are passed over.
+        collectors: one for each of the layers.
+    """
+    anchors = anchors_of(head, seen, labels, batch)
+    for layer in layers:
+        if layer.module in seen:
+            features, outputs = map(as_columns, seen[layer.module])
+            collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=batch)))
+
+
+def inputs_of(given: Any) -> Any:
+    """What a module is given, to be kept or given again: lists copied, as some heads write into theirs, no graph."""
+    if isinstance(given, list | tuple):
+        return type(given)(inputs_of(each) for each in given)
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 def generator_for(device: torch.device, *key: object) -> torch.Generator:

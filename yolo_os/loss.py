@@ -73,9 +73,10 @@ class TrainingLoss:
         """
         self.labels.clear()
         loss, terms = self._model.loss(batch, predictions)
-        # The criteria of convolutional heads return their terms times the batch size; RT-DETR's returns the plain sum.
-        total = loss.sum() / len(batch["img"]) if loss.ndim else loss
-        return {"total": total, **{name.removesuffix("_loss"): value for name, value in terms.items()}}
+        return {
+            "total": per_image(loss, len(batch["img"])),
+            **{name.removesuffix("_loss"): value for name, value in terms.items()},
+        }
 
 
 @contextmanager
@@ -114,6 +115,14 @@ def training_loss(model: nn.Module) -> Iterator[TrainingLoss]:
             del inner.criterion  # first, so that a criterion that is a module leaves no entry among the modules
         if had_criterion:
             inner.criterion = criterion
+
+
+def per_image(loss: Tensor, images: int) -> Tensor:
+    """The loss of a batch per image, a scalar, as a model's criterion returns it.
+
+    The criteria of convolutional heads return their terms times the batch size; RT-DETR's returns the plain sum.
+    """
+    return loss.sum() / images if loss.ndim else loss
 
 
 def gains_of(model: nn.Module) -> dict[str, float]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from yolo_os.curvature import CurvatureGram, shrinkages
@@ -61,6 +62,10 @@ class Solution:
     bias_change: Tensor | None = None
     unchanged: str | None = None
     move: Move = field(default=_stay, repr=False, compare=False)
+
+    def write_(self, layer: PredictionLayer, precision: torch.dtype | None = None) -> None:
+        """Put it into a layer, rounded to a precision (see `PredictionLayer.set_`)."""
+        layer.set_(self.weight, self.bias_change, precision)
 
     def part(self, weight: Tensor, share: float) -> Solution:
         """The solution a share of the way from V, `weight`; for one without a bias change."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from yolo_os.clock import Clock
 from yolo_os.errors import UserError
-from yolo_os.features import Anchors, Collector, anchors_of, as_columns, capture
+from yolo_os.features import Collector, capture, collect, inputs_of
 from yolo_os.heads import Head, last_module
 from yolo_os.loss import LossMean, has_labels, training_loss
 from yolo_os.processes import gather, rank, world_size
@@ -65,11 +65,7 @@ def run_pass(
                     heads.keep(moved)
             mean.add(terms, images, len(moved["cls"]) if terms else 0)
             with clock("features"):
-                anchors = anchors_of(head, seen, loss.labels, number) if layers else {}
-                for layer in layers:
-                    if layer.module in seen:
-                        features, outputs = map(as_columns, seen[layer.module])
-                        collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=number)))
+                collect(head, layers, collectors, seen, loss.labels, number)
                 seen.clear()
     shares = gather(mean.images)
     if any(shares) and not all(shares):
@@ -105,8 +101,8 @@ class CachedHeads:
         self._bytes = 0
 
     def note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """The hook: notes the inputs of the head. Lists are copied, since some heads write into theirs."""
-        self.inputs = tuple(list(given) if isinstance(given, list) else given for given in inputs)
+        """The hook: notes the inputs of the head."""
+        self.inputs = inputs_of(inputs)
 
     def keep(self, batch: dict[str, Any]) -> None:
         """Keep the inputs just noted with their labels; of the images only their number, which is all a loss asks."""
@@ -122,7 +118,7 @@ class CachedHeads:
         mean, head = LossMean(), last_module(model)
         with eval_mode(model), torch.no_grad(), training_loss(model) as loss, clock("guard"):
             for inputs, batch in self.batches:
-                predictions = head(*(list(given) if isinstance(given, list) else given for given in inputs))
+                predictions = head(*inputs_of(inputs))
                 mean.add(loss(batch, predictions), len(batch["img"]), len(batch["cls"]))
         mean.merge()
         return mean.means()["total"]

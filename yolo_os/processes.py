@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -96,6 +96,12 @@ def broadcast_(tensor: Tensor) -> None:
         dist.broadcast(values, 0)
         with torch.no_grad():
             tensor.copy_(values)
+
+
+def broadcast_parameters_(module: nn.Module) -> None:
+    """Give the parameters of a module the first process's values, in place."""
+    for tensor in module.parameters():
+        broadcast_(tensor)
 
 
 def gather(value: T) -> list[T]:

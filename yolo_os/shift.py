@@ -18,7 +18,7 @@ from yolo_os.heads import Head, PredictionLayer, find_head, put_back, unwrap
 from yolo_os.loss import LossMean, gains_of
 from yolo_os.methods import METHODS, Guard, Solution, Solved
 from yolo_os.passes import Batch, CachedHeads, Progress, run_pass
-from yolo_os.processes import broadcast_, gather
+from yolo_os.processes import broadcast_parameters_, gather
 from yolo_os.recipe import ROLES, ShiftRecipe, matches
 from yolo_os.report import LayerReport, LossReport, ShiftReport
 from yolo_os.solve import in_float64
@@ -121,8 +121,7 @@ def _shift(
             with put_back(chosen):
                 for layer in chosen:
                     if layer.name in solutions:
-                        solution = solutions[layer.name]
-                        layer.set_(solution.weight, solution.bias_change, precision)
+                        solutions[layer.name].write_(layer, precision)
                 if heads.batches:
                     return heads.loss(bare, clock)
                 return run_pass(bare, unused, head, {}, clock, progress, "guard").means()["total"]
@@ -141,10 +140,8 @@ def _shift(
     with put_back(head.layers, only_on_error=True):
         for layer in chosen:
             if layer.name not in skipped:
-                solution = solutions[layer.name]
-                layer.set_(solution.weight, solution.bias_change, precision)
-                for tensor in layer.module.parameters():
-                    broadcast_(tensor)
+                solutions[layer.name].write_(layer, precision)
+                broadcast_parameters_(layer.module)
         measured = unwrap(reload()) if reload else bare
         loss_after = run_pass(measured, used, head, {}, clock, progress, "loss after")
         unused_after = run_pass(measured, unused, head, {}, clock, progress, "held-out loss after")

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_os.features import Anchors, Collector, RowSample, anchors_of, as_columns, capture, relative_change
+from yolo_os.features import Collector, RowSample, capture, collect, inputs_of, relative_change
 from yolo_os.heads import Head, PredictionLayer, last_module, put_back
-from yolo_os.loss import LossMean, assigners, gains_of, has_labels, noting
+from yolo_os.loss import LossMean, assigners, gains_of, has_labels, noting, per_image
 from yolo_os.methods import METHODS, Guard, Solution, Solved
-from yolo_os.processes import agreed, broadcast_, rank, world_size
+from yolo_os.processes import agreed, broadcast_parameters_, rank, world_size
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.report import LayerReport
 from yolo_os.solve import in_float64
@@ -116,9 +116,7 @@ class StepShift:
     def close(self) -> None:
         """Take all hooks away and let go of the features."""
         self._watching.close()
-        self._seen.clear()
-        self._labels.clear()
-        self._batch = self._inputs = None
+        self.forget_batch()
 
     @torch.no_grad()
     def take_in(self) -> None:
@@ -126,11 +124,7 @@ class StepShift:
         if self._batch is None or not self._seen:
             return
         number = self._batches * world_size() + rank()
-        anchors = anchors_of(self.head, self._seen, self._labels, number)
-        for layer in self.layers:
-            if layer.module in self._seen:
-                features, outputs = map(as_columns, self._seen[layer.module])
-                self._collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=number)))
+        collect(self.head, self.layers, self._collectors, self._seen, self._labels, number)
         self._batches += 1
 
     def forget_batch(self) -> None:
@@ -149,10 +143,9 @@ class StepShift:
         """
         for collector in self._collectors.values():
             collector.merge()
-        solvable = [
-            (layer, self._collectors[layer.name]) for layer in self.layers if self._collectors[layer.name].count
-        ]
-        if not solvable or not all(math.isfinite(each.energy(in_float64(layer.matrix))) for layer, each in solvable):
+        found = [(layer, self._collectors[layer.name]) for layer in self.layers]
+        solvable = [(layer, collector) for layer, collector in found if collector.count]
+        if not solvable:
             return None
         tolerance = self.recipe.max_loss_rise
         before = self._loss()
@@ -161,7 +154,7 @@ class StepShift:
         guard = Guard(before, self._loss_with) if self._method.guarded and tolerance is not None else None
         try:
             solved = self._method.solve(solvable, self.recipe, guard)
-        except ValueError:  # outputs that are not finite have no curvature
+        except ValueError:  # features, outputs or weights that are not finite
             return None
         solutions, after, taken_back = self._judged(solved, before)
         layers = tuple(self._layer(layer, collector, solutions[layer.name]) for layer, collector in solvable)
@@ -172,7 +165,7 @@ class StepShift:
                 for layer in averaged:
                     if layer.name in solutions:
                         layer.set_(*solutions[layer.name].move(in_float64(layer.matrix)))
-                        _share(layer)
+                        broadcast_parameters_(layer.module)
         return StepReport(layers, before, after, taken_back)
 
     def _judged(self, solved: Solved, before: float) -> tuple[Mapping[str, Solution], float, str]:
@@ -202,8 +195,8 @@ class StepShift:
     def _write(self, solutions: Mapping[str, Solution]) -> None:
         for layer in self.layers:
             if layer.name in solutions and not solutions[layer.name].unchanged:
-                layer.set_(solutions[layer.name].weight, solutions[layer.name].bias_change)
-                _share(layer)
+                solutions[layer.name].write_(layer)
+                broadcast_parameters_(layer.module)
 
     def _layer(self, layer: PredictionLayer, collector: Collector, solution: Solution) -> LayerReport:
         before, after = in_float64(layer.matrix), solution.weight
@@ -235,11 +228,9 @@ class StepShift:
             head, device = last_module(self.model), batch["img"].device
             devices = [device] if device.type == "cuda" else []
             with self._autocast(), torch.random.fork_rng(devices), _buffers_kept(head), self._towers_cut():
-                predictions = head(*(list(given) if isinstance(given, list) else given for given in inputs))
-                loss, _ = untyped.loss(batch, predictions)
+                loss, _ = untyped.loss(batch, head(*inputs_of(inputs)))
             images = len(batch["img"])
-            total = loss.sum() / images if loss.ndim else loss
-            mean.add({"total": total}, images, len(batch["cls"]))
+            mean.add({"total": per_image(loss, images)}, images, len(batch["cls"]))
         mean.merge()
         return mean.means().get("total", math.nan)
 
@@ -277,7 +268,7 @@ class StepShift:
                 untyped.loss = own
 
     def _note_inputs(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._inputs = tuple(_detached(given) for given in inputs)
+        self._inputs = inputs_of(inputs)
 
     def _assigners(self) -> Iterator[tuple[str, nn.Module]]:
         """The assigners of the model's criterion; none before its first batch, on which it is made."""
@@ -291,19 +282,6 @@ def _from_last(layer: nn.Module, given: Tensor) -> Callable[[Tensor], Tensor]:
         return output
 
     return forward
-
-
-def _detached(given: Any) -> Any:
-    """What a head was given, without the graph behind it: that is let go of as soon as the step is done with it."""
-    if isinstance(given, list):
-        return [_detached(each) for each in given]
-    return given.detach() if isinstance(given, Tensor) else given
-
-
-def _share(layer: PredictionLayer) -> None:
-    """Give a layer's tensors to all processes."""
-    for tensor in layer.module.parameters():
-        broadcast_(tensor)
 
 
 @contextmanager
