@@ -67,17 +67,16 @@ def measure_time(args: argparse.Namespace, work: Path, every: str, method: str) 
 
     model, settings = prepared(args, work)
     sos = SOS(ShiftRecipe(method=method, keep=0.9), every=every, start=0.0, final=None)
-    own = 0.0
-    for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"):
-        setattr(sos, event, _timed(getattr(sos, event), lambda spent: _add(spent)))
-    sos._after_step = _timed(sos._after_step, lambda spent: _add(spent))  # type: ignore[method-assign]
-    times: list[tuple[float, float]] = []
+    own, started = 0.0, 0.0
 
-    def _add(spent: float) -> None:
+    def add(spent: float) -> None:
         nonlocal own
         own += spent
 
-    started = 0.0
+    for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"):
+        setattr(sos, event, _timed(getattr(sos, event), add))
+    sos._after_step = _timed(sos._after_step, add)  # type: ignore[method-assign]
+    times: list[tuple[float, float]] = []
 
     def begin(trainer: Any) -> None:
         nonlocal started, own

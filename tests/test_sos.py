@@ -707,7 +707,7 @@ def test_a_final_shift_that_fails_loses_no_training(error, train, monkeypatch):
     def fail(*_, **__):
         raise error("no images")
 
-    monkeypatch.setattr("yolo_os.integration.data.calibration_batches", fail)
+    monkeypatch.setattr("yolo_os.integration.sos.calibration_batches", fail)
     run = train(during(2, final="budget"), epochs=1)
     assert run.steps == [2]
     assert "yolo_os" not in run.weights("best")

@@ -26,6 +26,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, skipinitialspace=True))
 
 
+def every_step(detector, digits, project):
+    """The words of a tiny training that shifts in every step, into the folder `a` of a project."""
+    return [f"model={detector}", f"data={digits}", "os.every=1", "os.start=0", *TINY, f"project={project}", "name=a"]
+
+
 def train(*words):
     return main(["train", *map(str, words)])
 
@@ -138,15 +143,7 @@ def test_trains_a_voc_devkit_and_leaves_an_ordinary_checkpoint(detector, digits,
     from ultralytics import YOLO
 
     before = detector.read_bytes()
-    words = [
-        f"model={detector}",
-        f"data={digits}",
-        "os.every=1",
-        "os.start=0",
-        *TINY,
-        f"project={in_tmp / 'runs'}",
-        "name=a",
-    ]
+    words = every_step(detector, digits, in_tmp / "runs")
     assert train(*words) == 0
     run = in_tmp / "runs" / "a"
     assert detector.read_bytes() == before
@@ -179,15 +176,7 @@ def test_a_resumed_training_takes_up_its_settings(detector, digits, in_tmp, monk
         if event == "on_train_epoch_start" and self.epoch == 1:
             raise KeyboardInterrupt
 
-    words = [
-        f"model={detector}",
-        f"data={digits}",
-        "os.every=1",
-        "os.start=0",
-        *TINY,
-        f"project={in_tmp / 'runs'}",
-        "name=a",
-    ]
+    words = every_step(detector, digits, in_tmp / "runs")
     with monkeypatch.context() as patch:
         patch.setattr(BaseTrainer, "run_callbacks", interrupted)
         assert train(*words) == 130
@@ -212,7 +201,7 @@ from yolo_os.cli import main
 sys.exit(main(sys.argv[1:]))
 """
     (tmp_path / "settings").mkdir()
-    words = [f"model={detector}", f"data={digits}", "os.every=1", "os.start=0", *TINY, f"project={tmp_path}", "name=a"]
+    words = every_step(detector, digits, tmp_path)
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}  # it logs in no test
     command = [sys.executable, "-c", script, "train", *words]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, env=environment)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,10 @@ def plot_spectra(layers: Sequence[LayerReport], path: Path, rtol: float | None =
 
 def plot_training(folder: Path, path: Path) -> None:
     """Head norm, loss and shifts over a training, from the `results.csv` and `shifts.csv` in its folder."""
-    epochs = _columns(folder / "results.csv")
-    shifts = _columns(folder / "shifts.csv")
+    from yolo_os.shiftlog import read_rows, shifts_in  # which imports torch
+
+    results, shifts = read_rows(folder / "results.csv"), shifts_in(read_rows(folder / "shifts.csv"))
+    epochs = {name: [float(row[name] or "nan") for row in results] for name in (results[0] if results else ())}
     figure, (norm, loss, rise) = new_figure(3, 1, (7.0, 7.5), sharex=True)
     when = epochs.get("epoch", [])
     for name, label, colour in (("os/norm", "model", BLUE), ("os/norm_ema", "average (saved)", ORANGE)):
@@ -95,18 +97,13 @@ def plot_training(folder: Path, path: Path) -> None:
         terms = [values for name, values in epochs.items() if name.startswith(f"{part}/") and "loss" in name]
         if terms:
             loss.plot(when, [sum(row) for row in zip(*terms)], label=part, color=colour, marker=".")
-    made = {
-        step: (epoch, 100 * (after / before - 1), bool(back))
-        for step, epoch, before, after, back, note in zip(
-            *(shifts.get(name, []) for name in ("step", "epoch", "loss_before", "loss_after", "taken_back", "note"))
-        )
-        if before and (back or note != note)  # nan: no note, so the layer moved
-    }
-    for back, colour, label in ((False, GREEN, "stands"), (True, GREY, "taken back")):
-        points = [(epoch, change) for epoch, change, each in made.values() if each is back]
-        if points:
-            rise.plot(*zip(*points), "o", color=colour, label=f"{label} ({len(points)})")
-    for epoch in {epoch for epoch, _, back in made.values() if not back}:
+    for back, colour, label in (("0", GREEN, "stands"), ("1", GREY, "taken back")):
+        made = [row for row in shifts if row["taken_back"] == back]
+        if made:
+            changes = [100 * (float(row["loss_after"]) / (float(row["loss_before"]) or nan) - 1) for row in made]
+            when = [int(row["epoch"]) for row in made]
+            rise.plot(when, changes, "o", color=colour, label=f"{label} ({len(made)})")
+    for epoch in {int(row["epoch"]) for row in shifts if row["taken_back"] == "0"}:
         for axis in (norm, loss):
             axis.axvline(epoch, color=GREEN, linewidth=0.6, alpha=0.5)
     rise.axhline(0, color="black", linewidth=0.8)
@@ -118,23 +115,9 @@ def plot_training(folder: Path, path: Path) -> None:
     for axis in (norm, loss, rise):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8, frameon=False)
-    if not made:
+    if not shifts:
         rise.text(0.5, 0.6, "no shift during training", transform=rise.transAxes, ha="center", fontsize=9)
     save_figure(figure, path)
-
-
-def _columns(path: Path) -> dict[str, list[float]]:
-    """A CSV file by column, as numbers; nan for nothing, inf for other text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
-    return {name.strip(): [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("inf")
 
 
 def _patch(**options: Any) -> Any:

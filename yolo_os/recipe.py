@@ -127,17 +127,19 @@ class ShiftRecipe:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], where: str = "recipe") -> ShiftRecipe:
-        """A recipe from settings by name; those left out have their defaults.
+    def from_dict(
+        cls, settings: Mapping[str, Any], where: str = "recipe", base: ShiftRecipe | None = None
+    ) -> ShiftRecipe:
+        """A recipe from settings by name; those left out are those of `base`, or have their defaults.
 
         Raises:
-            UserError: for an unknown name (with the nearest known ones) or a bad value; says `where`.
+            UserError: for an unknown name (with the nearest known ones) or a bad value; says `where`, if anywhere.
         """
         try:
             reject_unknown(settings, [setting.name for setting in fields(cls)])
-            return cls(**settings)
+            return (base or cls()).replace(**settings)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{where}: {error}" if where else str(error)) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ShiftRecipe:

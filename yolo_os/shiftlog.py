@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ COLUMNS = (
 )
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `shifts.csv` or `results.csv`, by column, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def shifts_in(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each shift that stands or was taken back, of the rows of all layers; not of one that moved nothing."""
+    return list({row["step"]: row for row in rows if int(row["taken_back"]) or not row["note"]}.values())
+
+
 @dataclass
 class ShiftLog:
     """The shifts of a training so far, in a CSV file that is whole after each.
@@ -52,8 +64,7 @@ class ShiftLog:
         """Start the file: empty, or with what an interrupted training has left in it."""
         if self.path is not None:
             if resumed and self.path.exists():
-                with self.path.open(newline="", encoding="utf-8") as file:
-                    self._rows = list(csv.DictReader(file))
+                self._rows = read_rows(self.path)
             self._save()
 
     def begin_epoch(self, step: int) -> None:
@@ -63,10 +74,8 @@ class ShiftLog:
         if len(rows) < len(self._rows):
             self._rows = rows
             self._save()
-        made = {
-            int(row["step"]): bool(int(row["taken_back"])) for row in rows if int(row["taken_back"]) or not row["note"]
-        }
-        self.taken_back = sum(made.values())
+        made = shifts_in(rows)
+        self.taken_back = sum(bool(int(row["taken_back"])) for row in made)
         self.shifts = len(made) - self.taken_back
 
     def add(self, step: int, epoch: int, report: StepReport) -> None:

@@ -102,16 +102,22 @@ def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any], out: Path) -> None:
-    """Write a checkpoint with the prediction layers of `model` and everything else as it was.
-
-    The weights keep the precision of the file read; the record is appended to those of earlier shifts. What only an
-    unfinished training needs is cleared, as `yolo train` does when it ends.
+    """Write what `shifted` makes of a checkpoint under another name.
 
     Raises:
         UserError: if `out` is the file read, or can't be written.
     """
     if out.exists() and out.samefile(checkpoint.path):
         raise UserError(f"out={out} is the model itself: the input is never changed, choose another name")
+    write(shifted(checkpoint, model, record), out)
+
+
+def shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a checkpoint with the prediction layers of `model` and everything else as it was.
+
+    The weights keep the precision of the file read; the record is appended to those of earlier shifts. What only an
+    unfinished training needs is cleared, as `yolo train` does when it ends.
+    """
     stored: Any = copy.deepcopy(checkpoint.stored)
     with torch.no_grad():
         for old, new in zip(find_head(stored).layers, find_head(model).layers):
@@ -125,15 +131,17 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
     contents = {**checkpoint.contents, "model": stored, RECORD: [*checkpoint.shifts, dict(record)]}
     if contents.get("optimizer") is not None or contents.get("ema") is not None:
         contents.update(dict.fromkeys(_TRAINING_ONLY), epoch=-1)
-    with written_whole(out) as temporary:
-        torch.save(contents, temporary)
+    return contents
 
 
-def update_checkpoint(path: Path, entries: Mapping[str, Any]) -> None:
-    """Put entries into a checkpoint that this process has written; the file changes whole or not at all."""
-    contents = {**load_checkpoint(path, trust=True).contents, **entries}
+def write(contents: Mapping[str, Any], path: Path) -> None:
+    """Write the contents of a checkpoint; the file appears, or changes, whole or not at all.
+
+    Raises:
+        UserError: if it can't be written.
+    """
     with written_whole(path) as temporary:
-        torch.save(contents, temporary)
+        torch.save(dict(contents), temporary)
 
 
 def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, Any], version: str) -> dict[str, Any]:

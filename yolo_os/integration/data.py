@@ -171,6 +171,23 @@ def class_names_of(model: nn.Module) -> list[str]:
     return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
 
 
+def read_description(source: str | Path, data: object) -> dict[str, Any]:
+    """What a data set's YAML says, with absolute paths; nothing is downloaded.
+
+    Args:
+        source: the YAML, its shipped name, or a folder that holds one.
+        data: what the user called it.
+
+    Raises:
+        UserError: if there is no such data set.
+    """
+    try:
+        described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
+    except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
+        raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
+    return described
+
+
 def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[str, Any]:
     """A data set's description with absolute paths; nothing is downloaded.
 
@@ -187,10 +204,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
     if source.is_dir() and is_devkit(source):
         order = list(names) if names and set(class_names(find_roots(source))) <= set(names) else None
         source = dataset_for(source, classes=order)
-    try:
-        described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
-    except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
-        raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
+    described = read_description(source, data)
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")
     if names is None:

@@ -18,6 +18,9 @@ from ultralytics.utils.torch_utils import autocast, strip_optimizer
 from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.heads import Head, find_head, unwrap
+from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write
+from yolo_os.integration.data import calibration_batches
+from yolo_os.integration.progress import progress_bar
 from yolo_os.keys import reject_unknown
 from yolo_os.processes import agreed, alone, world_size
 from yolo_os.recipe import ShiftRecipe, read_settings
@@ -204,7 +207,9 @@ class SOS:
         self._run.columns = not trainer.csv.exists() or "os/norm" in trainer.csv.read_text(encoding="utf-8")
         count = self.schedule.count(batches, trainer.accumulate, trainer.epochs)
         if writes:
-            with written_whole(_settings_file(Path(trainer.save_dir), make=True)) as temporary:
+            file = _settings_file(Path(trainer.save_dir))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as temporary:
                 temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
         if off:
             LOGGER.warning(
@@ -292,9 +297,9 @@ class SOS:
         """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
         run = self._running()
         run.let_go(trainer)  # the epoch may be done again, and a model with hooks can't be copied
-        norms = {"os/norm": run.head, "os/norm_ema": find_head(trainer.ema.ema)}
         if run.columns:
-            trainer.lr.update(run.log.totals() | {name: _norm(head) for name, head in norms.items()})
+            norms = {"os/norm": _norm(run.head), "os/norm_ema": _norm(find_head(trainer.ema.ema))}
+            trainer.lr.update(run.log.totals() | norms)
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         """After the last epoch is saved and before the last validation: the final shift of what was saved."""
@@ -323,10 +328,6 @@ class SOS:
     @staticmethod
     def _finish(trainer: Any, run: _Run, path: Path, recipe: ShiftRecipe) -> None:
         """Shift the weights saved in a file, if the loss on images that the shift did not use allows it."""
-        from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
-        from yolo_os.integration.data import calibration_batches
-        from yolo_os.integration.progress import progress_bar
-
         LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
         checkpoint = load_checkpoint(path, trust=True)  # written by this very process
         model = checkpoint.model.to(trainer.device)
@@ -338,12 +339,8 @@ class SOS:
         if report.moved and allowed:
             if path == trainer.best:
                 run.validated = dict(checkpoint.contents.get("train_metrics") or {})
-                unshifted = path.with_name(f"{path.stem}-unshifted.pt")
-                shutil.copyfile(path, unshifted)
-                strip_optimizer(unshifted)
-            record = shift_record(checkpoint, model, recipe.to_dict(), __version__)
-            with written_whole(path) as temporary:
-                save_shifted(checkpoint, model, record, temporary)
+                strip_optimizer(path, path.with_name(f"{path.stem}-unshifted.pt"))
+            write(shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__)), path)
             LOGGER.info(f"{_SAYS}{path.name}: {report.verdict}")
         else:
             LOGGER.warning(f"{_SAYS}{path.name} stays as trained. A final shift was tried: {report.verdict}")
@@ -367,9 +364,8 @@ class SOS:
                 found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
                 LOGGER.info(f"{_SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
         if run.validated:  # what `model.train()` returns after a training on several GPUs
-            from yolo_os.integration.checkpoint import update_checkpoint
-
-            update_checkpoint(trainer.best, {"train_metrics": {**run.validated, **trainer.metrics}})
+            contents = load_checkpoint(trainer.best, trust=True).contents
+            write({**contents, "train_metrics": {**run.validated, **trainer.metrics}}, trainer.best)
         if trainer.args.plots:
             from yolo_os.plots import plot_training
 
@@ -417,18 +413,14 @@ def _recipe(given: Given, base: ShiftRecipe) -> ShiftRecipe | None:
     """A recipe from what it is given as; settings that are left out are those of `base`."""
     if given is None or isinstance(given, ShiftRecipe):
         return given
-    settings, file = (given, None) if isinstance(given, Mapping) else read_settings(given)
-    try:
-        reject_unknown(settings, [setting.name for setting in fields(ShiftRecipe)])
-        return base.replace(**settings)
-    except UserError as error:
-        raise UserError(f"{file}: {error}" if file else str(error)) from None
+    if isinstance(given, Mapping):
+        return ShiftRecipe.from_dict(given, "", base)
+    settings, file = read_settings(given)
+    return ShiftRecipe.from_dict(settings, str(file), base)
 
 
-def _settings_file(run: Path, make: bool = False) -> Path:
+def _settings_file(run: Path) -> Path:
     """Where a run's folder holds the settings of its shifts."""
-    if make:
-        (run / "os").mkdir(parents=True, exist_ok=True)
     return run / "os" / "settings.yaml"
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, parse_key_value_pair
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE, YAML
 
 from yolo_os.errors import UserError
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import class_names_of
+from yolo_os.integration.data import class_names_of, read_description
 from yolo_os.integration.device import choose_device
 from yolo_os.integration.progress import quiet
 from yolo_os.integration.sos import SOS, TASKS
@@ -31,8 +30,12 @@ def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[s
     return own, [word for word in joined if word not in own]
 
 
-def parse_stock(words: Sequence[str]) -> dict[str, Any]:
+def parse_stock(words: Sequence[str], ours: Mapping[str, str]) -> dict[str, Any]:
     """The keys of `yolo train` and their values, as `yolo` itself reads them.
+
+    Args:
+        words: of the command line.
+        ours: by a name that is none of its keys, the key of ours that was meant.
 
     Raises:
         UserError: for a word that is no key of it, or a value that it does not take.
@@ -41,6 +44,9 @@ def parse_stock(words: Sequence[str]) -> dict[str, Any]:
     try:
         for word in words:
             word = word.rstrip(",")
+            name = word.partition("=")[0]
+            if name in ours and name not in DEFAULT_CFG_DICT:
+                raise UserError(f"unknown key '{name}': did you mean {ours[name]}?")
             if "=" in word:
                 key, value = parse_key_value_pair(word)
                 given.update({key: value} if key != "cfg" else _from_file(value, given))
@@ -117,10 +123,7 @@ def _data(data: Any, model: Any) -> Path:
         found, known = set(class_names(find_roots(source))), class_names_of(model.model)
         source = dataset_for(source, classes=[name for name in known if name in found] if found <= set(known) else None)
         LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
-    try:
-        described = check_det_dataset(str(source), autodownload=False)
-    except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
-        raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
+    described = read_description(source, data)
     for split in ("train", "val"):
         if not described.get(split):
             raise UserError(f"data={data}: it has no split '{split}', which a training needs")

@@ -68,11 +68,8 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     from yolo_os.integration.train import parse_stock, split_words
 
     own, others = split_words(words, ("os=", PREFIX))
-    for word in others:
-        name = word.partition("=")[0]
-        if any(key.name == PREFIX + name for key in KEYS) and name != "seed":
-            raise UserError(f"unknown key '{name}': did you mean {PREFIX}{name}?")
-    given, stock = parse_pairs(own, KEYS), parse_stock(others)
+    given = parse_pairs(own, KEYS)
+    stock = parse_stock(others, {key.name.removeprefix(PREFIX): key.name for key in KEYS})
     if stock.get("resume") and "os" not in given:  # a training goes on as it was begun
         interrupted = stock["resume"] if isinstance(stock["resume"], str) else stock.get("model")
         begun = settings_of(interrupted) if interrupted else None
