@@ -122,6 +122,42 @@ def test_bad_input_is_said_in_a_line(words, said, detector, digits, in_tmp, caps
     assert not list(in_tmp.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["imgsz=abc"], "imgsz"),
+        (["optimizer=foo"], "foo"),
+        (["data=EMPTY"], "empty"),
+        (["project=/proc/none"], "/proc/none"),
+    ],
+    ids=str,
+)
+def test_what_ultralytics_refuses_before_the_first_batch_is_bad_input(words, said, detector, digits, in_tmp, capsys):
+    (in_tmp / "empty").mkdir()
+    (in_tmp / "empty.yaml").write_text(f"path: {in_tmp}\ntrain: empty\nval: empty\nnames:\n  0: a\n")
+    settings = dict(word.split("=") for word in (f"data={digits}", f"project={in_tmp}", *TINY, *words))
+    settings["data"] = settings["data"].replace("EMPTY", str(in_tmp / "empty.yaml"))
+    assert train(f"model={detector}", *(f"{key}={value}" for key, value in settings.items())) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("yolo-os: error: Ultralytics can't set this training up: ") and said in error
+
+
+def test_an_error_in_the_training_itself_is_no_bad_input(detector, digits, in_tmp, monkeypatch, capsys):
+    from ultralytics.engine.trainer import BaseTrainer
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", lambda self: 1 / 0)
+    assert train(f"model={detector}", f"data={digits}", f"project={in_tmp}", *TINY) == 1
+    assert "unforeseen ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(detector, digits, in_tmp, capsys):
+    contents = torch.load(detector, weights_only=False)
+    next(contents["model"].parameters()).data.flatten()[0] = float("nan")
+    torch.save(contents, in_tmp / "nan.pt")
+    assert train(f"model={in_tmp / 'nan.pt'}", f"data={digits}", f"project={in_tmp}", *TINY) == 2
+    assert "the model's weights are not finite: model.0.conv.weight" in capsys.readouterr().err
+
+
 def test_processes_of_torchrun_need_one_folder(detector, digits, monkeypatch, capsys, in_tmp):
     monkeypatch.setattr("yolo_os.integration.train.WORLD_SIZE", 2)
     assert train(f"model={detector}", f"data={digits}") == 2

@@ -26,7 +26,7 @@ from yolo_os.processes import agreed, alone, world_size
 from yolo_os.recipe import ShiftRecipe, read_settings
 from yolo_os.runs import written_whole
 from yolo_os.schedule import Schedule
-from yolo_os.shift import plan, shift_
+from yolo_os.shift import check_finite, plan, shift_
 from yolo_os.shiftlog import ShiftLog
 from yolo_os.step import StepShift
 
@@ -141,13 +141,14 @@ class SOS:
         """Have a `YOLO` or `RTDETR` call this during its next trainings; what was attached before is replaced.
 
         Raises:
-            UserError: for another task than detection, segmentation, pose or oriented boxes, or a head that this
-                recipe can do nothing to.
+            UserError: for another task than detection, segmentation, pose or oriented boxes, a head that this recipe
+                can do nothing to, or weights that are not finite.
         """
         task = getattr(model, "task", None)
         if task not in TASKS or not isinstance(getattr(model, "model", None), nn.Module):
             raise UserError(f"SOS shifts models for {', '.join(TASKS)}; this is a model for {task}")
         self._plan(find_head(model))
+        check_finite(unwrap(model))
         self.detach(model)
         for event in _EVENTS:
             model.add_callback(event, getattr(self, event))

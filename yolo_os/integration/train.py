@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
     """Train as `yolo train` would with these keys, with `sos` attached; Ultralytics' metrics.
 
     Raises:
-        UserError: for a model, data set or device that is not there, before anything is written.
+        UserError: for a model, data set or device that is not there, before anything is written; and for whatever
+            Ultralytics refuses before the first batch, which may leave the folder that it made for the run.
     """
     given = dict(given)
     resume = given.get("resume")
@@ -92,7 +94,17 @@ def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
         given["data"] = str(_data(given.get("data"), model))
     if given.get("device") not in (None, "") and "-1" not in str(given["device"]):
         choose_device(str(given["device"]).strip("[]() ").replace(" ", ""))
-    return model.train(**given)
+    begun: list[Any] = []
+    model.add_callback("on_train_start", begun.append)
+    try:
+        return model.train(**given)
+    except (UserError, subprocess.CalledProcessError):  # the second: of the processes on several GPUs, at any time
+        raise
+    except Exception as error:  # Ultralytics raises anything for what it can't set up: images, sizes, optimizers
+        if begun:
+            raise
+        said = " ".join(str(error).split())
+        raise UserError(f"Ultralytics can't set this training up: {type(error).__name__}: {said}") from error
 
 
 def _from_file(path: Any, given: dict[str, Any]) -> dict[str, Any]:
