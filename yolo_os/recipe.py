@@ -18,11 +18,12 @@ from yolo_os.resources import resource
 
 METHODS = ("os", "sos", "budget")
 SAMPLINGS = ("uniform", "foreground", "balanced")
-# Settings that only some methods look at.
+# Settings that only some methods look at; during training all of them look at max_loss_rise.
 USED_BY = {
     "samples": ("sos",),
     "sampling": ("sos",),
     "keep": ("budget",),
+    "max_loss_rise": ("budget",),
     "rtol": ("os", "sos"),
 }
 ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")

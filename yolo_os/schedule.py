@@ -73,10 +73,13 @@ class Schedule:
             last = self.period(step, epoch - 1)
             for batch in range(accumulate - 1, batches, accumulate):
                 step += 1
-                period = self.period(step, epoch)
-                if period > last and self.within((epoch + batch / batches) / epochs):
-                    shifts, last = shifts + 1, period
+                if self.due(step, epoch, last, (epoch + batch / batches) / epochs):
+                    shifts, last = shifts + 1, self.period(step, epoch)
         return shifts
+
+    def due(self, step: int, epoch: int, last: int, progress: float) -> bool:
+        """Whether a shift comes in a step, `last` being the period of the one before, at this share of the training."""
+        return self.period(step, epoch) > last and self.within(progress)
 
     def period(self, step: int, epoch: int) -> int:
         """How many shifts would have come by an optimizer step, counted from 1, of an epoch, counted from 0.

@@ -249,8 +249,7 @@ class SOS:
         progress = (trainer.epoch + run.batch / len(trainer.train_loader)) / max(run.epochs, 1)
         run.batch += 1
         step = trainer.ema.updates + 1
-        due = self.schedule.period(step, trainer.epoch) > run.period and self.schedule.within(progress)
-        if run.off or not due or run.watching is not None:
+        if run.off or run.watching is not None or not self.schedule.due(step, trainer.epoch, run.period, progress):
             return
         bare = unwrap(trainer.model)
         run.watching = StepShift(bare, run.head, self.recipe, run.skipped, step, _autocast_of(trainer))

@@ -144,6 +144,4 @@ def recipe_from(options: dict[str, Any]) -> ShiftRecipe:
         given["method"] = "sos"
     recipe = base.replace(**given)
     warn_unused(given, recipe.method)
-    if recipe.method != "budget" and "max_loss_rise" in given:
-        print(f"warning: max_loss_rise= is for budget; {recipe.method} ignores it", file=sys.stderr)
     return recipe

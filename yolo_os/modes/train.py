@@ -97,7 +97,7 @@ def sos_from(given: Mapping[str, Any]) -> SOS | None:
         print("note: os.samples= and os.sampling= are settings of sos, so the method is sos", file=sys.stderr)
         settings["method"] = "sos"
     sos = SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
-    warn_unused(settings, sos.recipe.method, PREFIX)
+    warn_unused([name for name in settings if name != "max_loss_rise"], sos.recipe.method, PREFIX)
     return sos
 
 
