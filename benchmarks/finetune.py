@@ -38,11 +38,11 @@ import numpy as np
 import torch
 
 import yolo_os
+from yolo_os.evaluation.dataset import make_dataset
+from yolo_os.files import written_whole
 from yolo_os.heads import find_head, last_module
 from yolo_os.resources import resource
-from yolo_os.runs import written_whole
 from yolo_os.voc import bootstrap, evaluate_voc, read_devkit
-from yolo_os.voc.dataset import make_dataset
 
 SOLID = ("car", "person", "cat", "train", "bus")  # the classes with solid counts in the VOC images at hand
 PALETTE = ("#000000", "#56B4E9", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
@@ -249,9 +249,9 @@ def read_curves(path):
 
 def keep_detections(weights, data, dataset, device, path):
     """Write what a checkpoint finds on the test images; the squared norm of its head."""
+    from yolo_os.evaluation.detections import from_boxes
     from yolo_os.integration.checkpoint import load_checkpoint
     from yolo_os.integration.detect import detect
-    from yolo_os.voc.detections import from_boxes
 
     model = load_checkpoint(weights).model
     truth = read_devkit(data.devkit, split="test")

@@ -31,10 +31,10 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
     from ultralytics import YOLO
 
     from yolo_os import SOS, ShiftRecipe
+    from yolo_os.evaluation.dataset import dataset_for
     from yolo_os.integration.data import class_names_of
-    from yolo_os.solve import in_float64
-    from yolo_os.step import StepShift
-    from yolo_os.voc.dataset import dataset_for
+    from yolo_os.linalg import in_float64
+    from yolo_os.training.step import StepShift
 
     model = YOLO(str(DIGITS / "detector.pt"))
     data = dataset_for(DIGITS / "VOCdevkit", classes=class_names_of(model.model))

@@ -26,19 +26,19 @@ import torch
 import yaml
 
 from yolo_os import ShiftRecipe, evaluate_voc
-from yolo_os.clock import Clock
-from yolo_os.features import Gram
+from yolo_os.evaluation.detections import from_boxes
+from yolo_os.forward import run_pass
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import detect
-from yolo_os.integration.device import choose_device
+from yolo_os.integration.runtime import choose_device
+from yolo_os.linalg import Shrinkage
 from yolo_os.methods import METHODS
-from yolo_os.passes import run_pass
 from yolo_os.resources import resource
-from yolo_os.solve import Shrinkage
+from yolo_os.statistics import Gram
+from yolo_os.timing import Clock
 from yolo_os.voc import bootstrap, read_devkit
-from yolo_os.voc.detections import from_boxes
 
 SAMPLES = (0.25, 0.5, 0.75, 0.9)
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)

@@ -13,13 +13,13 @@ import argparse
 import copy
 
 from yolo_os import ShiftRecipe, shift_
+from yolo_os.evaluation.annotations import read_devkit
+from yolo_os.evaluation.bootstrap import bootstrap
+from yolo_os.evaluation.detections import evaluate_detections, from_boxes
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import detect
 from yolo_os.resources import resource
-from yolo_os.voc.annotations import read_devkit
-from yolo_os.voc.bootstrap import bootstrap
-from yolo_os.voc.detections import evaluate_detections, from_boxes
 
 SHARES = (0.25, 0.5, 0.625, 0.75, 0.875, 0.95)
 

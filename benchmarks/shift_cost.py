@@ -15,15 +15,15 @@ import time
 
 import torch
 
-from yolo_os.clock import Clock
+from yolo_os.forward import eval_mode, run_pass
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
-from yolo_os.integration.device import choose_device
+from yolo_os.integration.runtime import choose_device
 from yolo_os.methods import METHODS
-from yolo_os.passes import eval_mode, run_pass
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.resources import resource
+from yolo_os.timing import Clock
 
 
 class Images:

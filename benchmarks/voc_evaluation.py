@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from yolo_os.evaluation.coco import coco_evaluation
 from yolo_os.voc import VOCResult, bootstrap, evaluate_voc, read_detections, read_devkit
-from yolo_os.voc.coco import coco_evaluation
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ import math
 
 import pytest
 import torch
+from builders import labelled_batch, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import labelled_batch, small_model
 from torch import nn
 
 from yolo_os import ShiftRecipe, curvature, prediction_layers, shift_
-from yolo_os.curvature import CurvatureGram, bernoulli, categorical, shrinkages
-from yolo_os.features import Anchors, anchors_of, as_columns, capture
 from yolo_os.heads import PredictionLayer, find_head
+from yolo_os.linalg import Shrinkage, mu_for_norm
 from yolo_os.loss import training_loss
 from yolo_os.methods import METHODS, Guard
-from yolo_os.solve import Shrinkage, mu_for_norm
+from yolo_os.methods.curvature import CurvatureGram, bernoulli, categorical, shrinkages
+from yolo_os.statistics import Anchors, anchors_of, as_columns, capture
 
 BUDGET = METHODS["budget"]
 GAINS = {"cls": 0.5, "dfl": 1.5, "box": 7.5, "pose": 12.0}
@@ -556,11 +556,11 @@ def test_all_roles_and_both_branches_share_the_budget(family):
 
 
 def test_on_a_real_detector_it_costs_nothing_where_sos_costs_much(detector, digits):
+    from yolo_os.evaluation.detections import evaluate_detections, from_boxes
     from yolo_os.integration.checkpoint import load_checkpoint
     from yolo_os.integration.data import calibration_batches
     from yolo_os.integration.detect import detect
     from yolo_os.voc import read_devkit
-    from yolo_os.voc.detections import evaluate_detections, from_boxes
 
     checkpoint = load_checkpoint(detector)
     truth = read_devkit(digits, split="test", classes=list(checkpoint.model.names.values()))

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from small_models import FAMILIES, labelled_batch, small_model
+from builders import FAMILIES, labelled_batch, small_model
 from ultralytics import YOLO
 
 from yolo_os import ShiftRecipe, prediction_layers, shift_
 from yolo_os.errors import UserError
-from yolo_os.features import as_columns, capture
 from yolo_os.loss import training_loss
+from yolo_os.statistics import as_columns, capture
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_is_harm(model, batches):
 
 
 def test_the_guard_runs_the_whole_model_where_its_features_would_not_fit(untouched, batches, monkeypatch):
-    from yolo_os.passes import CachedHeads
+    from yolo_os.forward import CachedHeads
 
     recipe = ShiftRecipe(keep=0.5)
     kept = shift_(copy.deepcopy(untouched), batches, recipe, held_out=batches)
@@ -235,8 +235,8 @@ def test_labels_reach_the_sampling(model, batches):
 
 
 def test_assigned_labels_are_those_of_the_batch(model, batches):
-    from yolo_os.features import anchors_of
     from yolo_os.heads import find_head
+    from yolo_os.statistics import anchors_of
 
     head, batch = find_head(model), batches[0]
     with training_loss(model) as loss, torch.no_grad(), capture(head.scorers.values()) as seen:
@@ -397,7 +397,7 @@ def test_no_number_is_written_as_nan(model, tmp_path):
 
 
 def test_memory_is_bounded_whatever_the_number_of_images(model):
-    from yolo_os.features import Anchors, Gram, RowSample
+    from yolo_os.statistics import Anchors, Gram, RowSample
 
     sample, gram = RowSample(10, "uniform", 0, "x"), Gram()
     for _ in range(20):

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from yolo_os.errors import UserError as UserError
     from yolo_os.heads import PredictionLayer as PredictionLayer
     from yolo_os.heads import prediction_layers as prediction_layers
-    from yolo_os.integration.sos import SOS as SOS
+    from yolo_os.integration.callback import SOS as SOS
     from yolo_os.recipe import ShiftRecipe as ShiftRecipe
     from yolo_os.report import ShiftReport as ShiftReport
     from yolo_os.shift import shift_ as shift_
     from yolo_os.voc import evaluate_voc as evaluate_voc
 
 _HOMES = {
-    "SOS": "integration.sos",
+    "SOS": "integration.callback",
     "PredictionLayer": "heads",
     "ShiftRecipe": "recipe",
     "ShiftReport": "report",

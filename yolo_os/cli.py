@@ -15,7 +15,7 @@ from types import ModuleType
 
 from yolo_os import __version__
 from yolo_os.errors import UserError
-from yolo_os.keys import parse_pairs
+from yolo_os.settings import parse_pairs
 
 # Each mode is a module of `yolo_os.modes` with KEYS, EXAMPLES and run(options); the line is its help. One that takes
 # more than its KEYS has parse(words) as well, and a NOTE on what that is.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolo_os.distributed import add_up, gather, world_size
 from yolo_os.heads import last_module
-from yolo_os.processes import add_up, gather, world_size
 
 # Without these a batch holds no targets, and no loss can be taken of it.
 LABEL_KEYS = ("batch_idx", "cls", "bboxes")

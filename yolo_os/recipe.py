@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from yolo_os.errors import UserError
-from yolo_os.keys import Key, reject_unknown
 from yolo_os.resources import resource
+from yolo_os.settings import Key, reject_unknown
 
 METHODS = ("os", "sos", "budget")
 SAMPLINGS = ("uniform", "foreground", "balanced")

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from yolo_os.files import written_whole
 from yolo_os.heads import PredictionLayer
 from yolo_os.methods import Solution, Trial
 from yolo_os.recipe import ShiftRecipe
-from yolo_os.runs import written_whole
 
 # A rise of the held-out training loss beyond this is called harm. Shifts that cost a real detector no mAP stayed
 # below it, those that did lay far above (docs/concept.md).
@@ -215,7 +215,7 @@ class ShiftReport:
 
     def plot(self, folder: str | Path) -> list[Path]:
         """Write `layers.png` (norm and drift by layer) and `spectrum.png` (singular values of A); returns the paths."""
-        from yolo_os.plots import plot_layers, plot_spectra
+        from yolo_os.plots.shift import plot_layers, plot_spectra
 
         paths = [Path(folder) / "layers.png", Path(folder) / "spectrum.png"]
         plot_layers(self, paths[0])

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_os.clock import Clock
+from yolo_os.distributed import broadcast_parameters_, gather
 from yolo_os.errors import UserError
-from yolo_os.features import Collector, Gram, RowSample, relative_change
+from yolo_os.forward import Batch, CachedHeads, Progress, run_pass
 from yolo_os.heads import Head, PredictionLayer, find_head, put_back, unwrap
+from yolo_os.linalg import in_float64
 from yolo_os.loss import LossMean, gains_of
 from yolo_os.methods import METHODS, Guard, Solution, Solved
-from yolo_os.passes import Batch, CachedHeads, Progress, run_pass
-from yolo_os.processes import broadcast_parameters_, gather
 from yolo_os.recipe import ROLES, ShiftRecipe, matches
 from yolo_os.report import LayerReport, LossReport, ShiftReport
-from yolo_os.solve import in_float64
+from yolo_os.statistics import Collector, Gram, RowSample, relative_change
+from yolo_os.timing import Clock
 
 
 def _silent(batches: Iterable[Any], title: str) -> Iterable[Any]:

@@ -16,8 +16,8 @@ from ultralytics.nn.tasks import guess_model_task, torch_safe_load
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_os.errors import UserError
+from yolo_os.files import written_whole
 from yolo_os.heads import find_head
-from yolo_os.runs import written_whole
 
 RECORD = "yolo_os"  # the checkpoint's key for the list of shifts made to it
 # What only an unfinished training needs: a shifted model can't resume it, as `yolo train` clears them when it ends.

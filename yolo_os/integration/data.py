@@ -17,12 +17,12 @@ from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import LOGGER
 
+from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
+from yolo_os.evaluation.annotations import class_names, find_roots
+from yolo_os.evaluation.dataset import dataset_for, is_devkit
 from yolo_os.heads import find_head
-from yolo_os.processes import first_process_first, rank, world_size
 from yolo_os.recipe import ShiftRecipe
-from yolo_os.voc.annotations import class_names, find_roots
-from yolo_os.voc.dataset import dataset_for, is_devkit
 
 
 class Batches:

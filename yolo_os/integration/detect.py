@@ -21,7 +21,7 @@ from yolo_os.errors import UserError
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of, describe
-from yolo_os.integration.progress import quiet
+from yolo_os.integration.runtime import quiet
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
 

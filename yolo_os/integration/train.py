@@ -12,13 +12,12 @@ from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, pa
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE, YAML
 
 from yolo_os.errors import UserError
+from yolo_os.evaluation.annotations import class_names, find_roots
+from yolo_os.evaluation.dataset import dataset_for, is_devkit
+from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of, read_description
-from yolo_os.integration.device import choose_device
-from yolo_os.integration.progress import quiet
-from yolo_os.integration.sos import SOS, TASKS
-from yolo_os.voc.annotations import class_names, find_roots
-from yolo_os.voc.dataset import dataset_for, is_devkit
+from yolo_os.integration.runtime import choose_device, quiet
 
 
 def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:

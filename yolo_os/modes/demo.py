@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_os.keys import Key
+from yolo_os.files import RUN_KEYS, run_folder, written_whole
 from yolo_os.resources import resource
-from yolo_os.runs import RUN_KEYS, run_folder, written_whole
+from yolo_os.settings import Key
 
 if TYPE_CHECKING:
+    from yolo_os.evaluation.bootstrap import Difference
+    from yolo_os.evaluation.voc import VOCResult
     from yolo_os.report import ShiftReport
-    from yolo_os.voc.bootstrap import Difference
-    from yolo_os.voc.evaluation import VOCResult
 
 RECIPES = ("os", "sos_paper", "sos", "budget")
 
@@ -38,9 +38,9 @@ class _Row:
 
 def run(options: dict[str, Any]) -> int:
     """Run the demo; the exit code."""
+    from yolo_os.evaluation.bootstrap import bootstrap
     from yolo_os.modes.shift import KEYS as SHIFT_KEYS
     from yolo_os.modes.shift import shift_checkpoint
-    from yolo_os.voc.bootstrap import bootstrap
 
     detector, devkit = resource("data/digits/detector.pt"), resource("data/digits/VOCdevkit")
     folder = run_folder("demo", options)
@@ -70,9 +70,9 @@ def run(options: dict[str, Any]) -> int:
 
 
 def _evaluate(model: Path, devkit: Path, device: str) -> VOCResult:
+    from yolo_os.evaluation.annotations import read_devkit
+    from yolo_os.evaluation.detections import evaluate_detections, from_boxes
     from yolo_os.integration.detect import detect
-    from yolo_os.voc.annotations import read_devkit
-    from yolo_os.voc.detections import evaluate_detections, from_boxes
 
     found = detect(model, devkit, split="test", device=device)
     truth = read_devkit(devkit, split="test", classes=list(found.names.values()))

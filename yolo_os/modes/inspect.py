@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.keys import Key
+from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
 from yolo_os.modes.shift import DATA_KEYS, MODEL_KEYS
-from yolo_os.runs import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
+from yolo_os.settings import Key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def run(options: dict[str, Any]) -> int:
     for number, record in enumerate(shifts, 1):
         print(f"shift {number}: {record['recipe']['method']}, {record['date']}, from {record['source']}")
     if options["data"]:
-        from yolo_os.plots import plot_spectra
+        from yolo_os.plots.shift import plot_spectra
 
         folder = run_folder("inspect", options)
         plot_spectra(layers, folder / "spectrum.png", options["rtol"])
@@ -96,20 +96,19 @@ def _open(options: dict[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
 
 def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerReport]:
     """Every layer as it is; with data, the rank and singular values of its features over all anchor points."""
-    from yolo_os.clock import Clock
-    from yolo_os.features import Gram
+    from yolo_os.forward import run_pass
+    from yolo_os.linalg import in_float64
     from yolo_os.methods import OS
-    from yolo_os.passes import run_pass
     from yolo_os.recipe import ShiftRecipe
     from yolo_os.report import LayerReport
     from yolo_os.shift import check_finite
-    from yolo_os.solve import in_float64
+    from yolo_os.statistics import Gram
+    from yolo_os.timing import Clock
 
     found = {}
     if options["data"]:
         from yolo_os.integration.data import calibration_batches
-        from yolo_os.integration.device import choose_device
-        from yolo_os.integration.progress import progress_bar
+        from yolo_os.integration.runtime import choose_device, progress_bar
 
         check_finite(model)
         recipe = ShiftRecipe(

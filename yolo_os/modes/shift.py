@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_os import __version__
 from yolo_os.errors import UserError
-from yolo_os.keys import Key
+from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
 from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused
-from yolo_os.runs import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
+from yolo_os.settings import Key
 
 if TYPE_CHECKING:
     from yolo_os.report import ShiftReport
@@ -80,7 +80,7 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
         raise UserError(f"out= and json= name one file, {out}")
     check_folder("shift", options)
 
-    from yolo_os.processes import process_group
+    from yolo_os.distributed import process_group
 
     with process_group(options["device"]):
         return _shift(options, recipe, source, out)
@@ -88,12 +88,11 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
 
 def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path) -> tuple[ShiftReport, Path]:
     """The shift itself, in one of several processes: all of them compute, the first one writes and prints."""
+    from yolo_os.distributed import local_device, rank
     from yolo_os.heads import find_head
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
     from yolo_os.integration.data import calibration_batches
-    from yolo_os.integration.device import choose_device
-    from yolo_os.integration.progress import progress_bar
-    from yolo_os.processes import local_device, rank
+    from yolo_os.integration.runtime import choose_device, progress_bar
     from yolo_os.shift import check_finite, plan, shift_
 
     checkpoint = load_checkpoint(source, options["trust"])

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.keys import Key, parse_pairs
 from yolo_os.recipe import recipe_keys, warn_unused
-from yolo_os.schedule import SCHEDULE_KEYS
+from yolo_os.settings import Key, parse_pairs
+from yolo_os.training.schedule import SCHEDULE_KEYS
 
 if TYPE_CHECKING:
-    from yolo_os.integration.sos import SOS
+    from yolo_os.integration.callback import SOS
 
 PREFIX = "os."
 # Of a recipe's settings, those of the images that a shift of a finished model draws; during training there are batches.
@@ -64,7 +64,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: for an unknown key or a bad value of either.
     """
-    from yolo_os.integration.sos import settings_of
+    from yolo_os.integration.callback import settings_of
     from yolo_os.integration.train import parse_stock, split_words
 
     own, others = split_words(words, ("os=", PREFIX))
@@ -84,7 +84,7 @@ def sos_from(given: Mapping[str, Any]) -> SOS | None:
     Raises:
         UserError: for an unknown setting or a bad value, naming where it stands.
     """
-    from yolo_os.integration.sos import SOS
+    from yolo_os.integration.callback import SOS
 
     choice = given.get("os")
     settings = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}

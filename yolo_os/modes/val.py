@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.keys import Key
+from yolo_os.files import RUN_KEYS, check_writable, run_folder, written_whole
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
-from yolo_os.runs import RUN_KEYS, check_writable, run_folder, written_whole
+from yolo_os.settings import Key
 
 if TYPE_CHECKING:
+    from yolo_os.evaluation.annotations import Annotations
+    from yolo_os.evaluation.bootstrap import Bootstrap
+    from yolo_os.evaluation.detections import Detections
+    from yolo_os.evaluation.voc import VOCResult
     from yolo_os.integration.checkpoint import Checkpoint
-    from yolo_os.voc.annotations import Annotations
-    from yolo_os.voc.bootstrap import Bootstrap
-    from yolo_os.voc.detections import Detections
-    from yolo_os.voc.evaluation import VOCResult
 
 _CHEAP = 30_000  # detections that pycocotools scores in a few seconds
 _REPLICATES = 1000
@@ -137,8 +137,8 @@ def _names(model: Checkpoint) -> dict[int, str]:
 
 def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Annotations:
     """The annotations; of a devkit whose classes are those of the first model, in the model's order."""
-    from yolo_os.voc.annotations import read_devkit
-    from yolo_os.voc.dataset import devkit_of, is_devkit
+    from yolo_os.evaluation.annotations import read_devkit
+    from yolo_os.evaluation.dataset import devkit_of, is_devkit
 
     devkit, data = options["devkit"], options["data"]
     if (devkit is None) == (data is None):
@@ -160,7 +160,7 @@ def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Ann
 def _evaluate(
     name: str, source: str, annotations: Annotations, model: Checkpoint | None, options: dict[str, Any]
 ) -> _Run:
-    from yolo_os.voc.detections import evaluate_detections, read_detections, suspect_offset
+    from yolo_os.evaluation.detections import evaluate_detections, read_detections, suspect_offset
 
     offset, map50 = options["pixel_offset"], None
     if model is None:
@@ -177,7 +177,7 @@ def _evaluate(
     result = evaluate_detections(annotations, detections, options["iou"], offset, options["recall_points"])
     coco = None
     if options["coco"] or (options["coco"] is None and len(detections.score) <= _CHEAP):
-        from yolo_os.voc.coco import coco_numbers
+        from yolo_os.evaluation.coco import coco_numbers
 
         coco = coco_numbers(annotations, detections, offset)
     return _Run(name, model is None and Path(source).is_dir(), detections, result, coco, map50)
@@ -185,9 +185,9 @@ def _evaluate(
 
 def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]) -> tuple[Detections, float | None]:
     """Run a model over the images; what `yolo val` calls its mAP50, if it numbers the classes as the data do."""
+    from yolo_os.evaluation.dataset import dataset_for, is_devkit
+    from yolo_os.evaluation.detections import from_boxes
     from yolo_os.integration.detect import detect
-    from yolo_os.voc.dataset import dataset_for, is_devkit
-    from yolo_os.voc.detections import from_boxes
 
     names = _names(model)
     order = tuple(names.values()) if set(names.values()) == set(annotations.classes) else annotations.classes
@@ -214,7 +214,7 @@ def _report_one(run: _Run, replicates: int, options: dict[str, Any]) -> dict[str
     """Print the figures of one detector; returns what goes into the JSON file."""
     content = run.result.to_dict() | _facts(run)
     if replicates:
-        from yolo_os.voc.bootstrap import bootstrap
+        from yolo_os.evaluation.bootstrap import bootstrap
 
         bars = bootstrap(run.result, replicates=replicates, seed=options["seed"])
         print(f"\n{_table_with_bars(run.result, bars)}")
@@ -228,8 +228,8 @@ def _report_one(run: _Run, replicates: int, options: dict[str, Any]) -> dict[str
 
 def _report_several(runs: Sequence[_Run], replicates: int, options: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Print detectors side by side, and the gain of each over the first; returns what goes into the JSON file."""
-    from yolo_os.voc.bootstrap import bootstrap
-    from yolo_os.voc.plots import plot_differences
+    from yolo_os.evaluation.bootstrap import bootstrap
+    from yolo_os.plots.evaluation import plot_differences
 
     first = runs[0]
     print(f"\n{_side_by_side(runs)}")
@@ -257,7 +257,7 @@ def _report_several(runs: Sequence[_Run], replicates: int, options: dict[str, An
 
 def _facts(run: _Run) -> dict[str, Any]:
     """What the JSON file says besides the figures."""
-    from yolo_os.voc.evaluation import none_if_nan
+    from yolo_os.evaluation.voc import none_if_nan
 
     facts: dict[str, Any] = {"detections": len(run.detections.score), "left_out": run.detections.dropped}
     if run.coco:
@@ -325,7 +325,7 @@ def _not_yolo_val(runs: Sequence[_Run]) -> str:
 
 def _leave_files(runs: Sequence[_Run], folder: Path, options: dict[str, Any]) -> None:
     """Precision-recall plots, and the devkit's text files of what did not come as such."""
-    from yolo_os.voc.detections import write_comp4
+    from yolo_os.evaluation.detections import write_comp4
 
     for run in runs:
         label = run.name.replace("/", "_")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from yolo_os.keys import Key
+from yolo_os.settings import Key
 
 if TYPE_CHECKING:
-    from yolo_os.voc.annotations import Problem
+    from yolo_os.evaluation.annotations import Problem
 
 # Exit code of a command that did its work, though some annotations could not be used.
 INCOMPLETE = 3
@@ -51,7 +51,7 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Convert as the keys say; the exit code."""
-    from yolo_os.voc.dataset import convert
+    from yolo_os.evaluation.dataset import convert
 
     dataset = convert(options["devkit"], options["out"], options["year"], options["classes"], options["copy"])
     for split in dataset.splits.values():

@@ -1,0 +1,115 @@
+"""What several tests build: small VOCdevkits, untrained models of each head family, batches with labels for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FAMILIES = (
+    "yolov5n",
+    "yolov8n",
+    "yolov9t",
+    "yolov10n",
+    "yolo11n",
+    "yolo12n",
+    "yolo26n",
+    "yolo11n-seg",
+    "yolo26n-seg",
+    "yolo11n-pose",
+    "yolo26n-pose",
+    "yolo11n-obb",
+    "yolo26n-obb",
+    "rtdetr-l",
+    "yolov8n-worldv2",
+    "yoloe-11n-seg",
+)
+
+
+def small_model(name="yolov8n", seed=0):
+    """An untrained model with the args that training would have left on it."""
+    import torch
+    from ultralytics.nn.tasks import guess_model_task
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    from yolo_os.heads import prediction_layers
+    from yolo_os.integration.architecture import build
+
+    torch.manual_seed(seed)
+    model = build(f"{name}.yaml")
+    model.task = guess_model_task(model)
+    model.args = dict(DEFAULT_CFG_DICT)
+    for layer in prediction_layers(model):  # RT-DETR starts with zeros, which a shift has nothing to do with
+        if not layer.module.weight.any():
+            torch.nn.init.normal_(layer.module.weight, std=0.1)
+    return model
+
+
+def labelled_batch(model, images=4, size=None, seed=0):
+    """Random images and labels as Ultralytics' loaders would give them for the model's task."""
+    import torch
+
+    size = size or (128 if type(model.model[-1]).__name__ == "RTDETRDecoder" else 64)  # room for 300 queries
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    head, objects = model.model[-1], 3 * images
+    batch = {
+        "img": rand(images, 3, size, size),
+        "batch_idx": torch.arange(images).repeat_interleave(3).float(),
+        "cls": torch.randint(0, head.nc, (objects, 1), generator=generator).float(),
+        "bboxes": torch.cat([rand(objects, 2) * 0.4 + 0.3, rand(objects, 2) * 0.3 + 0.2], 1),
+    }
+    if model.task == "obb":
+        batch["bboxes"] = torch.cat([batch["bboxes"], rand(objects, 1)], 1)
+    if model.task == "pose":
+        points = head.kpt_shape[0]
+        batch["keypoints"] = torch.cat([rand(objects, points, 2), torch.full((objects, points, 1), 2.0)], 2)
+    if model.task == "segment":
+        batch["masks"] = torch.randint(0, 4, (images, size // 4, size // 4), generator=generator).float()
+        batch["sem_masks"] = torch.zeros(images, size // 4, size // 4, dtype=torch.long)
+    return batch
+
+
+def xml(objects, size=(100, 80)):
+    """XML text of an annotation; objects are (name, (x1, y1, x2, y2), {tag: text}), `difficult` 0 where not given."""
+    parts = ["<annotation>"]
+    if size:
+        parts.append(f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>")
+    for name, box, *rest in objects:
+        tags = {"pose": "Left", "truncated": "0", "difficult": "0", **(rest[0] if rest else {})}
+        parts.append("  <object>")
+        parts.append(f"    <name>{name}</name>")
+        parts += [f"    <{tag}>{text}</{tag}>" for tag, text in tags.items() if text is not None]
+        corners = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        parts.append(f"    <bndbox>{corners}</bndbox>")
+        parts.append("  </object>")
+    return "\n".join([*parts, "</annotation>", ""])
+
+
+def write_devkit(folder, images, sets, year="2007", pictures=True):
+    """Write `folder/VOC2007`: images by id (XML text, or objects for `xml`), sets by name (ids). Returns the folder."""
+    root = folder / f"VOC{year}"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for stem, content in images.items():
+        text = content if isinstance(content, str) else xml(content)
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+        if pictures:
+            write_picture(root / "JPEGImages" / f"{stem}.jpg")
+    for name, ids in sets.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in ids))
+    return folder
+
+
+def write_picture(path, size=(100, 80)):
+    import cv2
+
+    cv2.imwrite(str(path), np.full((size[1], size[0], 3), 90, np.uint8))
+
+
+def comp4(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, lines in files.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder

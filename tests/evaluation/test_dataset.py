@@ -1,0 +1,244 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from builders import write_devkit, write_picture, xml
+
+import yolo_os.evaluation.dataset as module
+from yolo_os.errors import UserError
+from yolo_os.evaluation.dataset import convert
+from yolo_os.voc import dataset_for, devkit_of, is_devkit, make_dataset, read_devkit
+
+
+@pytest.fixture
+def kit(tmp_path):
+    images = {
+        "a": [("cat", (1, 1, 100, 80)), ("dog", (5, 5, 8, 9), {"difficult": "1"})],
+        "b": [("dog", (10, 20, 10, 40.5))],
+        "c": [],
+        "d": [("cat", (0, 3, 120, 50))],
+    }
+    return write_devkit(tmp_path / "kit", images, {"train": "ab", "val": "c", "test": "d"})
+
+
+def labels(data_yaml, split, stem):
+    text = (data_yaml.parent / "labels" / split / f"{stem}.txt").read_text()
+    return [[float(value) for value in line.split()] for line in text.splitlines()]
+
+
+def test_makes_an_ultralytics_data_set(kit, tmp_path):
+    file = make_dataset(kit, tmp_path / "new" / "out", classes="cat,dog")
+    data = yaml.safe_load(file.read_text())
+    assert file == tmp_path / "new" / "out" / "data.yaml"
+    assert (data["train"], data["val"], data["test"]) == (["images/train2007"], ["images/val2007"], ["images/test2007"])
+    assert data["names"] == {0: "cat", 1: "dog"}
+    assert data["voc"]["devkit"] == [str(kit / "VOC2007")]
+    assert data["voc"]["year"] == ["2007"]
+    images = {p.parent.name + "/" + p.name for p in (file.parent / "images").glob("*/*")}
+    assert images == {"train2007/a.jpg", "train2007/b.jpg", "val2007/c.jpg", "test2007/d.jpg"}
+    assert (file.parent / "images/train2007/a.jpg").is_symlink()
+    assert os.stat(file.parent).st_mode & 0o077 == 0o055
+    assert sorted(p.name for p in file.parent.parent.iterdir()) == ["out"]  # no temporary folder is left
+
+
+def test_labels_are_exact_to_the_pixel_and_without_difficult_objects(kit, tmp_path):
+    file = make_dataset(kit, tmp_path / "out", classes="cat,dog")
+    assert labels(file, "train2007", "a") == [[0, 0.5, 0.5, 1, 1]]  # 1..100 of 100 is the whole width
+    ((label, x, y, w, h),) = labels(file, "train2007", "b")
+    assert label == 1
+    # 10..10 covers 9 to 10, 20..40.5 covers 19 to 40.5
+    np.testing.assert_allclose([(x - w / 2) * 100, (x + w / 2) * 100], [9, 10], rtol=0, atol=1e-6)
+    np.testing.assert_allclose([(y - h / 2) * 80, (y + h / 2) * 80], [19, 40.5], rtol=0, atol=1e-6)
+    assert labels(file, "val2007", "c") == []
+    np.testing.assert_allclose(labels(file, "test2007", "d"), [[0, 0.5, 26 / 80, 1, 48 / 80]])  # clipped
+
+
+def test_ultralytics_reads_those_boxes(kit, tmp_path):
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    data = check_det_dataset(str(make_dataset(kit, tmp_path / "out")))
+    dataset = YOLODataset(data["train"], data=data, imgsz=32)
+    assert [Path(file).name for file in dataset.im_files] == ["a.jpg", "b.jpg"]
+    x, y, w, h = dataset.labels[1]["bboxes"][0] * [100, 80, 100, 80]
+    np.testing.assert_allclose([x - w / 2, y - h / 2, x + w / 2, y + h / 2], [9, 19, 10, 40.5], rtol=0, atol=1e-4)
+    assert data["names"][dataset.labels[1]["cls"].item()] == "dog"
+
+
+@pytest.mark.parametrize("fails", [(), ("symlink",), ("symlink", "link")])
+def test_images_are_linked_the_best_way_that_works(kit, tmp_path, monkeypatch, fails):
+    def refuse(*args):
+        raise OSError("not here")
+
+    for name in fails:
+        monkeypatch.setattr(os, name, refuse)
+    dataset = convert(kit, tmp_path / "out")
+    image = tmp_path / "out/images/train2007/a.jpg"
+    assert dataset.linked == ["symlink", "hard link", "copy"][len(fails)]
+    assert image.is_symlink() == (not fails)
+    assert image.samefile(kit / "VOC2007/JPEGImages/a.jpg") == (len(fails) < 2)
+    assert image.read_bytes() == (kit / "VOC2007/JPEGImages/a.jpg").read_bytes()
+
+
+def test_copies_on_request(kit, tmp_path):
+    file = make_dataset(kit, tmp_path / "out", copy=True)
+    assert not (file.parent / "images/train2007/a.jpg").is_symlink()
+    shutil.rmtree(kit)
+    assert (file.parent / "images/train2007/a.jpg").stat().st_size > 0
+
+
+def test_years_go_into_folders_of_their_own(kit, tmp_path):
+    write_devkit(kit, {"a": [("cat", (1, 1, 2, 2))]}, {"trainval": "a", "train": "a"}, year="2012")
+    (kit / "VOC2012/ImageSets/Main/val.txt").write_text("a\n")
+    other = write_devkit(tmp_path / "second", {"a": [("cat", (1, 1, 3, 3))]}, {"train": "a", "val": "a"})
+    file = make_dataset([kit, other], tmp_path / "out", year="2007,2012")
+    data = yaml.safe_load(file.read_text())
+    assert data["train"] == ["images/train2007", "images/train2012", "images/train2007-2"]
+    assert data["test"] == ["images/test2007"]
+    assert labels(file, "train2007-2", "a")[0][3:] == [0.03, 0.0375]
+    found = devkit_of(file).read("train")
+    assert len(found.images) == 4
+
+
+def test_val_comes_out_of_trainval_never_out_of_test(tmp_path):
+    ids = [f"{i:02d}" for i in range(20)]
+    kit = write_devkit(
+        tmp_path / "kit", {stem: [("cat", (1, 1, 9, 9))] for stem in [*ids, "t"]}, {"trainval": ids, "test": "t"}
+    )
+    dataset = convert(kit, tmp_path / "out")
+    val, train = set(dataset.splits["val"].images), set(dataset.splits["train"].images)
+    assert (len(val), val | train, val & train) == (2, set(ids), set())
+    assert dataset.splits["test"].images == ("t",)
+    assert set(devkit_of(dataset.yaml).read("val").images) == val
+
+
+def test_a_test_set_alone_is_for_evaluation_only(tmp_path):
+    kit = write_devkit(tmp_path / "kit", {"a": [("cat", (1, 1, 9, 9))]}, {"test": "a"})
+    dataset = convert(kit, tmp_path / "out")
+    data = yaml.safe_load(dataset.yaml.read_text())
+    assert (data["train"], data["val"], data["test"]) == ([], [], ["images/test2007"])
+    assert "for evaluation only" in str(dataset)
+
+
+def test_missing_images_and_sizes(kit, tmp_path):
+    (kit / "VOC2007/JPEGImages/a.jpg").unlink()
+    (kit / "VOC2007/Annotations/b.xml").write_text(xml([("dog", (1, 1, 25, 30))], size=None))
+    write_picture(kit / "VOC2007/JPEGImages/b.jpg", (50, 60))
+    dataset = convert(kit, tmp_path / "out", classes="cat,dog")
+    assert dataset.splits["train"].images == ("b",)
+    assert [problem.lost for problem in dataset.problems if problem.file.name == "a.jpg"] == [True]
+    assert labels(dataset.yaml, "train2007", "b") == [[1, 0.25, 0.25, 0.5, 0.5]]
+    assert "a.jpg: the image is missing" in (tmp_path / "out/problems.txt").read_text()
+    assert str(dataset).splitlines()[0].split()[1] == "1"
+
+
+def test_only_its_own_data_set_is_replaced(kit, tmp_path):
+    out = tmp_path / "out"
+    make_dataset(kit, out)
+    (kit / "VOC2007/ImageSets/Main/train.txt").write_text("a\n")
+    make_dataset(kit, out)
+    assert [p.name for p in (out / "images/train2007").iterdir()] == ["a.jpg"]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, which yolo-os voc did not make"):
+        make_dataset(kit, out)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "data.yaml").write_text("train: x\n")
+    with pytest.raises(UserError, match="holds something that yolo-os voc did not make"):
+        make_dataset(kit, foreign)
+    with pytest.raises(UserError, match="is a file"):
+        make_dataset(kit, out / "notes.txt")
+    (tmp_path / "empty").mkdir()
+    assert make_dataset(kit, tmp_path / "empty").is_file()
+
+
+def test_a_failure_leaves_nothing_behind(kit, tmp_path, monkeypatch):
+    out = make_dataset(kit, tmp_path / "out")
+    before = out.read_text()
+    monkeypatch.setattr(module, "_label_lines", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_dataset(kit, tmp_path / "out", classes="cat")
+    assert out.read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kit", "out"]
+
+
+def test_dataset_for_a_devkit_is_made_once_and_again_after_a_change(kit, monkeypatch):
+    first = dataset_for(kit)
+    calls = []
+    fill = module._fill
+    monkeypatch.setattr(module, "_fill", lambda *args: calls.append(args) or fill(*args))
+    assert dataset_for(kit) == dataset_for(kit / "VOC2007") == first
+    assert calls == []
+    assert dataset_for(kit, classes="dog,cat") != first
+    assert yaml.safe_load(first.read_text())["names"][0] == "aeroplane"
+    write_picture(kit / "VOC2007/JPEGImages/new.jpg")
+    (kit / "VOC2007/ImageSets/Main/train.txt").write_text("b\n")
+    assert dataset_for(kit) == first
+    assert len(calls) == 2
+    assert [p.name for p in (first.parent / "images/train2007").iterdir()] == ["b.jpg"]
+
+
+def test_which_paths_are_devkits(kit, tmp_path):
+    assert all(map(is_devkit, (kit, str(kit), kit / "VOC2007")))
+    assert not is_devkit(make_dataset(kit, tmp_path / "out"))
+    assert not is_devkit(tmp_path / "out")
+    assert not is_devkit("VOC.yaml")
+
+
+def ultralytics_layout(kit, base):
+    """As Ultralytics' VOC.yaml leaves it: the devkit without its images, which are moved to images/test2007."""
+    shutil.copytree(kit, base / "images/VOCdevkit")
+    for split, stems in (("train", "ab"), ("val", "c"), ("test", "d")):
+        (base / "images" / f"{split}2007").mkdir()
+        for stem in stems:
+            shutil.move(
+                base / f"images/VOCdevkit/VOC2007/JPEGImages/{stem}.jpg", base / f"images/{split}2007/{stem}.jpg"
+            )
+    return {
+        "train": ["images/train2007", "images/val2007"],
+        "val": ["images/test2007"],
+        "test": ["images/test2007"],
+        "names": {0: "dog", 1: "cat"},
+    }
+
+
+def test_finds_the_devkit_of_ultralytics_own_layout(kit, tmp_path):
+    base = tmp_path / "datasets" / "VOC"
+    file = tmp_path / "VOC.yaml"
+    file.write_text(yaml.safe_dump({"path": str(base), **ultralytics_layout(kit, base)}))
+    source = devkit_of(file)
+    test = source.read("test")
+    assert (test.images, test.classes) == (("d",), ("dog", "cat"))
+    assert test.image_files == (base / "images/test2007/d.jpg",)
+    assert source.read("train").images == ("a", "b", "c")
+    assert source.read("val").images == ("d",)
+
+
+def test_finds_a_relative_path_where_ultralytics_keeps_its_data_sets(kit, tmp_path, monkeypatch):
+    base = tmp_path / "datasets" / "VOC"
+    (tmp_path / "Ultralytics").mkdir()
+    (tmp_path / "Ultralytics/settings.json").write_text(f'{{"datasets_dir": "{tmp_path / "datasets"}"}}')
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    ultralytics_layout(kit, base)
+    assert devkit_of("VOC.yaml").read("test").images == ("d",)  # the file that Ultralytics ships
+
+
+def test_data_sets_without_a_devkit(kit, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        devkit_of(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match="is no data"):
+        devkit_of(tmp_path / "bad.yaml")
+    (tmp_path / "other.yaml").write_text("train: images/train\nval: images/val\nnames: [a]\n")
+    with pytest.raises(UserError, match=r"no VOC annotations belong to it .* give devkit="):
+        devkit_of(tmp_path / "other.yaml")
+    out = make_dataset(kit, tmp_path / "out")
+    with pytest.raises(UserError, match="split=minival: the data set has train, val, test"):
+        devkit_of(out).read("minival")
+    assert devkit_of(out.parent).read("test").images == read_devkit(kit).images
+    shutil.rmtree(kit)
+    with pytest.raises(UserError, match=r"was made from .*VOC2007, which is not there any more"):
+        devkit_of(out)

@@ -1,0 +1,164 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from builders import comp4, write_devkit
+
+from yolo_os.cli import main
+
+
+@pytest.fixture
+def kit(tmp_path):
+    images = {
+        "a": [("cat", (10, 20, 30, 40)), ("dog", (50, 50, 60, 60), {"difficult": "1"})],
+        "b": [("dog", (1, 1, 100, 80)), ("cat", (5, 5, 50, 50))],
+        "c": [("cat", (40, 40, 70, 70))],
+    }
+    return write_devkit(tmp_path / "kit", images, {"test": "abc", "train": "a", "val": "b"})
+
+
+@pytest.fixture
+def good(tmp_path):
+    cats = ["a 0.9 10 20 30 40", "b 0.8 5 5 50 50", "c 0.7 40 40 70 70"]
+    return comp4(tmp_path / "good", comp4_det_test_cat=cats, comp4_det_test_dog=["b 0.9 1 1 100 80"])
+
+
+@pytest.fixture
+def poor(tmp_path):
+    return comp4(tmp_path / "poor", comp4_det_test_cat=["a 0.9 10 20 30 40"], comp4_det_test_dog=["a 0.5 1 1 9 9"])
+
+
+def val(kit, detections, *words):
+    return main(["val", f"detections={detections}", f"devkit={kit}", "classes=cat,dog", *words])
+
+
+def test_val_prints_writes_and_says_how_it_differs(kit, good, in_tmp, capsys):
+    assert val(kit, good, "json=out.json") == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines() if line.startswith(("cat", "mean"))] == [
+        ["cat", "1.0000", "1.0000", "3"],
+        ["mean", "1.0000", "1.0000", "4"],
+    ]
+    assert "yolo val's mAP50 of the same detections is another number" in out
+    assert "COCO's numbers, without difficult objects: AP 1.0000" in out
+    figures = json.loads((in_tmp / "out.json").read_text())
+    assert (figures["map"], figures["map07"]) == (1.0, 1.0)
+    assert figures["classes"]["dog"] == {"ap": 1.0, "ap07": 1.0, "npos": 1}
+    assert json.loads((in_tmp / "runs/val/exp/voc.json").read_text()) == figures
+    assert (in_tmp / "runs/val/exp/pr_curves.png").stat().st_size > 1000
+    assert not (in_tmp / "runs/val/exp/comp4").exists()  # they came as such
+
+
+def test_val_of_coco_results_leaves_comp4_files(kit, good, in_tmp, capsys):
+    entries = [{"image_id": "b", "category_id": 2, "bbox": [0, 0, 100, 80], "score": 0.9}]
+    (in_tmp / "r.json").write_text(json.dumps(entries))
+    assert val(kit, "r.json", "plots=False", "coco=False") == 0
+    captured = capsys.readouterr()
+    assert "category_id is counted from 1: 1 is cat" in captured.err
+    assert "skipped" in captured.out
+    written = in_tmp / "runs/val/exp/comp4/comp4_det_test_dog.txt"
+    assert written.read_text() == "b 0.9 1.0 1.0 100.0 80.0\n"
+    assert val(kit, written.parent, "plots=False", "json=again.json") == 0
+    assert json.loads((in_tmp / "again.json").read_text())["classes"]["dog"]["ap"] == 1.0
+
+
+def test_val_with_error_bars(kit, good, in_tmp, capsys):
+    assert val(kit, good, "plots=False", "bootstrap=50", "json=out.json") == 0
+    assert "95% intervals from 50 bootstrap replicates of the 3 images" in capsys.readouterr().out
+    bars = json.loads((in_tmp / "out.json").read_text())["bootstrap"]
+    assert bars["map"]["value"] == 1.0
+    assert set(bars["ap"]) == {"cat", "dog"}
+
+
+def test_val_compares(kit, good, poor, in_tmp, capsys):
+    assert val(kit, f"{poor},{good}", "bootstrap=60", "json=out.json") == 0
+    out = capsys.readouterr().out
+    assert "gain of good over poor on the same 3 images" in out
+    figures = json.loads((in_tmp / "out.json").read_text())
+    maps = {name: figures["detectors"][name]["map"] for name in ("poor", "good")}
+    assert maps == {"poor": pytest.approx(1 / 6), "good": 1.0}
+    gain = figures["gains"]["good"]
+    assert gain["over"] == "poor"
+    assert gain["map"]["value"] == pytest.approx(5 / 6)
+    assert gain["ap"]["dog"]["value"] == 1.0
+    assert (in_tmp / "runs/val/exp/good_gain.png").stat().st_size > 1000
+    assert (in_tmp / "runs/val/exp/poor_pr_curves.png").exists()
+
+
+def test_val_goes_on_without_what_is_broken_and_its_exit_code_says_so(kit, good, in_tmp, capsys):
+    (kit / "VOC2007/Annotations/c.xml").write_text("<annotation>")
+    assert val(kit, good, "plots=False") == 3
+    captured = capsys.readouterr()
+    assert "c.xml:1: broken XML" in captured.err
+    assert "1 of images whose annotations could not be read left out" in captured.out
+    assert "c.xml:1: broken XML" in (in_tmp / "runs/val/exp/problems.txt").read_text()
+
+
+def test_val_through_a_data_yaml(kit, good, in_tmp, capsys):
+    assert main(["voc", f"devkit={kit}", "out=ds", "classes=cat,dog"]) == 0
+    assert main(["val", f"detections={good}", "data=ds/data.yaml", "plots=False"]) == 0
+    assert "test of VOC2007: 3 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["devkit={kit}"], "give either model=... or detections=..."),
+        (["detections={good}", "model=a.pt", "devkit={kit}"], "give either model=... or detections=..."),
+        (["detections={good}"], "give the ground truth once"),
+        (["detections={good}", "devkit={kit}", "data={kit}"], "give the ground truth once"),
+        (["detections={good},{good}", "devkit={kit}"], "names one twice"),
+        (["detections={good}", "devkit={kit}", "split=minival"], "no image set 'minival'"),
+        (["detections={good}", "devkit={kit}", "iou=2"], "iou_threshold=2.0"),
+        (["detections={good}", "devkit={kit}", "recall_points=x"], "use one of numpy, matlab"),
+        (["detections={good}", "devkit={kit}", "json=no/such/folder.json"], "does not exist"),
+        (["detections={good}", "devkit={kit}", "classes=cat"], "class 'dog' is not among cat"),
+        (["detections={good}", "data=none.yaml"], "no such file"),
+    ],
+)
+def test_val_refuses_in_one_line(kit, good, in_tmp, capsys, words, says):
+    assert main(["val", *(word.format(kit=kit, good=good) for word in words)]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(in_tmp.glob("runs/val/*"))
+
+
+def test_files_are_evaluated_without_torch_ultralytics_or_matplotlib(kit, good, in_tmp):
+    program = (
+        "import sys; from yolo_os.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'ultralytics', 'matplotlib', 'cv2'} & set(sys.modules); sys.exit(code or str(heavy or ''))"
+    )
+    words = ["val", f"detections={good}", f"devkit={kit}", "classes=cat,dog", "plots=False", "coco=False"]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    assert "mean" in done.stdout
+
+
+def test_voc_reports_and_its_exit_code_says_when_something_was_lost(kit, in_tmp, capsys):
+    assert main(["voc", f"devkit={kit}", "out=ds", "classes=cat,dog"]) == 0
+    out = capsys.readouterr().out
+    assert "train       1 images       1 boxes (1 difficult objects left out)" in out
+    assert "use data=ds/data.yaml" in out
+    for index in range(12):
+        (kit / f"VOC2007/Annotations/x{index}.xml").write_text("<annotation>")
+    (kit / "VOC2007/ImageSets/Main/train.txt").write_text("a\n" + "".join(f"x{index}\n" for index in range(12)))
+    assert main(["voc", f"devkit={kit}", "out=ds"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("broken XML") == 10
+    assert "... and 2 more (all of them in ds/problems.txt)" in captured.err
+    assert len((in_tmp / "ds/problems.txt").read_text().splitlines()) == 12
+    assert main(["voc", "out=ds"]) == 2
+    assert main(["voc", f"devkit={kit}", f"out={kit}"]) == 2
+
+
+def test_val_of_a_model_by_the_names_of_its_classes(digits, detector, in_tmp, capsys):
+    assert main(["val", f"model={detector}", f"data={digits}", "plots=False", "coco=False", "json=m.json"]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads((in_tmp / "m.json").read_text())
+    assert list(figures["classes"])[:3] == ["zero", "one", "two"]  # the model's order, not that of the alphabet
+    assert figures["map"] > 0.5
+    assert abs(figures["map"] - figures["yolo_val_map50"]) < 0.05
+    assert f"({figures['yolo_val_map50']:.4f} here)" in out
+    files = in_tmp / "runs/val/exp/comp4"
+    assert main(["val", f"detections={files}", f"devkit={digits}", "plots=False", "coco=False", "json=f.json"]) == 0
+    assert json.loads((in_tmp / "f.json").read_text())["map"] == pytest.approx(figures["map"], abs=1e-12)

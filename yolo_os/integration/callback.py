@@ -1,0 +1,441 @@
+"""Optimum shifting during an Ultralytics training: callbacks on a stock `YOLO`, no trainer of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils.torch_utils import autocast, strip_optimizer
+
+from yolo_os import __version__
+from yolo_os.distributed import agreed, alone, world_size
+from yolo_os.errors import UserError
+from yolo_os.files import written_whole
+from yolo_os.heads import Head, find_head, unwrap
+from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write
+from yolo_os.integration.data import calibration_batches
+from yolo_os.integration.runtime import progress_bar
+from yolo_os.recipe import ShiftRecipe, read_settings
+from yolo_os.settings import reject_unknown
+from yolo_os.shift import check_finite, plan, shift_
+from yolo_os.training.log import ShiftLog
+from yolo_os.training.schedule import Schedule
+from yolo_os.training.step import StepShift
+
+TASKS = ("detect", "segment", "pose", "obb")
+# One shift during training is weak: the head's norm is also its confidence, and it is still growing (docs/train.md).
+DEFAULT = ShiftRecipe(keep=0.9)
+Given = ShiftRecipe | Mapping[str, Any] | str | Path | None
+_SAYS = colorstr("yolo_os: ")
+
+
+@dataclass
+class _Run:
+    """What lasts for one training."""
+
+    head: Head
+    skipped: dict[str, str]
+    log: ShiftLog
+    off: bool
+    epochs: int = 0
+    batch: int = 0  # of the epoch, from 0
+    period: int = 0  # of the last shift
+    hook: Any = None
+    hooked: Any = None  # the optimizer that the hook is on
+    watching: StepShift | None = None
+    compiled: Any = None  # the compiled model, while a step that shifts runs the model itself
+    finished: bool = False
+    epoch: int = 0
+    columns: bool = True  # whether results.csv has ours: not where a training is resumed that was begun without
+    warned: bool = False  # of steps of this epoch that could not be shifted
+    validated: dict[str, float] = field(default_factory=dict)  # metrics of best.pt before the final shift
+
+    def let_go(self, trainer: Any) -> None:
+        """Watch no longer: a shift that is still due is left to the next step."""
+        watching, self.watching = self.watching, None
+        if watching is not None:
+            watching.close()
+        if self.compiled is not None:
+            trainer.model, self.compiled = self.compiled, None
+
+
+class SOS:
+    """Shifts a model's prediction layers while stock Ultralytics trains it, and the saved weights at the end.
+
+        model = YOLO("yolo11n.pt")
+        SOS().attach(model)
+        model.train(data="my.yaml", epochs=100)
+
+    A shift comes after an optimizer step and before the update of the moving average (EMA), from the features of that
+    step's own batch; the average is moved by the same map. The loss on the batch is taken before and after, and a
+    shift that raises it by more than `recipe.max_loss_rise` is taken back. At the end `best.pt` and `last.pt`, which
+    hold the average, are shifted once more by `final`, judged on images that it did not use.
+
+    In the run's folder: `shifts.csv` (a line for each shift and layer), `shifts.png`, `os/` columns in `results.csv`,
+    and in `os/` the settings and the reports of the final shift; `weights/best-unshifted.pt` is the best before it.
+
+    The object can be pickled, as Ultralytics does to start a training on several GPUs.
+
+    Args:
+        recipe: of the shifts during training, its settings, or the name or file of one; None: budget, keep=0.9.
+        every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training.
+        start, end: shares of the training, between 0 and 1, between which shifts come.
+        final: recipe of the shift of the saved weights, given likewise; None: none.
+
+    Raises:
+        UserError: for a bad setting.
+    """
+
+    def __init__(
+        self,
+        recipe: Given = None,
+        every: int | str | None = "epoch",
+        start: float = 0.7,
+        end: float = 1.0,
+        final: Given = "budget",
+    ) -> None:
+        self.recipe = _recipe(recipe, DEFAULT) or DEFAULT
+        self.schedule = Schedule(every, start, end)
+        self.final = _recipe(final, ShiftRecipe())
+        if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
+            self.final = self.final.replace(layers=self.recipe.layers)
+        if every is None and self.final is None:
+            raise UserError("every=None and final=None: there is nothing left to do")
+        self._run: _Run | None = None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **changes: Any) -> SOS:
+        """From a file with settings of a recipe and `every`, `start`, `end`, `final`, or a shipped one by its name.
+
+        Args:
+            path: of the file; `train` is the default of `yolo-os train`.
+            changes: settings in place of those of the file.
+
+        Raises:
+            UserError: if there is no such file, or for an unknown setting or a bad value.
+        """
+        settings, file = read_settings(path)
+        known = [*(setting.name for setting in fields(ShiftRecipe)), "every", "start", "end", "final"]
+        reject_unknown(changes, known)
+        try:
+            reject_unknown(settings, known)
+            cls._of(settings)  # so that what is wrong in the file is said of the file
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        return cls._of({**settings, **changes})
+
+    @classmethod
+    def _of(cls, settings: Mapping[str, Any]) -> SOS:
+        own = {name: value for name, value in settings.items() if name in ("every", "start", "end", "final")}
+        return cls({name: value for name, value in settings.items() if name not in own}, **own)
+
+    def attach(self, model: Any) -> SOS:
+        """Have a `YOLO` or `RTDETR` call this during its next trainings; what was attached before is replaced.
+
+        Raises:
+            UserError: for another task than detection, segmentation, pose or oriented boxes, a head that this recipe
+                can do nothing to, or weights that are not finite.
+        """
+        task = getattr(model, "task", None)
+        if task not in TASKS or not isinstance(getattr(model, "model", None), nn.Module):
+            raise UserError(f"SOS shifts models for {', '.join(TASKS)}; this is a model for {task}")
+        self._plan(find_head(model))
+        check_finite(unwrap(model))
+        self.detach(model)
+        for event in _EVENTS:
+            model.add_callback(event, getattr(self, event))
+        return self
+
+    @staticmethod
+    def detach(model: Any) -> None:
+        """Take any `SOS` off a `YOLO` again."""
+        for event in _EVENTS:
+            callbacks = model.callbacks.get(event, [])
+            callbacks[:] = [each for each in callbacks if not isinstance(getattr(each, "__self__", None), SOS)]
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Refuse settings of `yolo train` that leave a shift without sense.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if settings.get("distill_model") is not None:
+            raise UserError("distill_model=: SOS shifts the model in training only where it is trained alone")
+        if str(settings.get("quantize")) in ("8", "int8"):
+            raise UserError("quantize=8: the norm of weights that are quantised in training is not theirs to choose")
+
+    def _plan(self, head: Head) -> dict[str, str]:
+        skipped = plan(head, self.recipe)
+        if self.final is not None:
+            plan(head, self.final)
+        return skipped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: what belongs to one training stays with it."""
+        return {**self.__dict__, "_run": None}
+
+    # What follows is called by the trainer, in this order.
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """Check everything against the model that will be trained, before its first batch.
+
+        Raises:
+            UserError: for a recipe that can do nothing to it, a frozen head, or a training of a kind not supported.
+        """
+        self.check(vars(trainer.args))
+        if getattr(trainer.args, "compile", False) and trainer.world_size > 1:
+            raise UserError("compile=: on several GPUs the steps that shift can't run uncompiled: leave one of the two")
+        head = find_head(trainer.model)
+        skipped = self._plan(head)
+        shifted = [layer for layer in head.layers if layer.name not in skipped]
+        frozen = [layer.name for layer in shifted if not layer.module.weight.requires_grad]
+        if frozen:
+            raise UserError(f"freeze={trainer.args.freeze} freezes the head ({', '.join(frozen)}): nothing to shift")
+        writes = RANK in (-1, 0)
+        batches = len(trainer.train_loader)
+        off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
+        self._run = _Run(head, skipped, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
+        self._run.log.begin(bool(trainer.resume))
+        self._run.columns = not trainer.csv.exists() or "os/norm" in trainer.csv.read_text(encoding="utf-8")
+        count = self.schedule.count(batches, trainer.accumulate, trainer.epochs)
+        if writes:
+            file = _settings_file(Path(trainer.save_dir))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as temporary:
+                temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        if off:
+            LOGGER.warning(
+                f"{_SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
+                f"{batches} batches): it runs without shifts, and its weights are saved as they are"
+            )
+        else:
+            LOGGER.info(f"{_SAYS}{self}")
+            if self.schedule.every is not None and not count and not trainer.args.time:
+                LOGGER.warning(
+                    f"{_SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches, "
+                    f"{trainer.accumulate} to an optimizer step once it has warmed up: take an earlier start= or a "
+                    "smaller every="
+                )
+        for name, reason in skipped.items():
+            LOGGER.info(f"{_SAYS}{name} is left alone: {reason}")
+
+    def on_train_epoch_start(self, trainer: Any) -> None:
+        """Find the place in the schedule again: an epoch may be the first, one resumed, or one that is done again."""
+        run = self._running()
+        run.let_go(trainer)  # of an epoch that broke off, for too little memory
+        run.batch, run.epoch, run.warned = 0, trainer.epoch, False
+        run.epochs = agreed(trainer.epochs)  # which time= lets every process estimate for itself
+        step = trainer.ema.updates  # kept in checkpoints, so that the schedule goes on where it was
+        run.period = self.schedule.period(step, trainer.epoch - 1)
+        run.log.begin_epoch(step)
+        if run.hooked is not trainer.optimizer:
+            if run.hook is not None:
+                run.hook.remove()
+            run.hook = trainer.optimizer.register_step_post_hook(lambda *_: self._after_step(trainer))
+            run.hooked = trainer.optimizer
+
+    def on_train_batch_start(self, trainer: Any) -> None:
+        """Watch the forward pass if the optimizer step that it leads to shifts."""
+        run = self._running()
+        progress = (trainer.epoch + run.batch / len(trainer.train_loader)) / max(run.epochs, 1)
+        run.batch += 1
+        step = trainer.ema.updates + 1
+        if run.off or run.watching is not None or not self.schedule.due(step, trainer.epoch, run.period, progress):
+            return
+        bare = unwrap(trainer.model)
+        run.watching = StepShift(bare, run.head, self.recipe, run.skipped, step, _autocast_of(trainer))
+        if getattr(trainer.args, "compile", False):  # which does not run the hooks that features are read by
+            run.compiled, trainer.model = trainer.model, bare
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        """A batch whose gradients are kept for a later step: take its features in."""
+        run = self._running()
+        if run.watching is None:
+            return
+        if trainer.ema.updates >= run.watching.step:  # the gradient scaler left the step out, for what is not finite
+            run.let_go(trainer)
+            return
+        run.watching.take_in()
+        run.watching.forget_batch()
+
+    def _after_step(self, trainer: Any) -> None:
+        """After an optimizer step, before the update of the moving average: shift, if one is due."""
+        run = self._running()
+        if run.watching is None:
+            return
+        step = trainer.ema.updates + 1
+        try:
+            run.watching.take_in()
+            report = run.watching.shift_(find_head(trainer.ema.ema))
+            why = "no finite features or no labelled objects in its batch"
+        except Exception as error:  # too little memory, say: no reason to lose a training over
+            if world_size() > 1:  # the other processes wait for this one
+                raise
+            report, why = None, f"{type(error).__name__}: {error}"
+        finally:
+            run.let_go(trainer)
+        if report is None:  # still due: the next step tries again
+            if not run.warned:
+                LOGGER.warning(f"{_SAYS}no shift at step {step}: {why}")
+            run.warned = True
+            return
+        run.period = self.schedule.period(step, trainer.epoch)
+        run.log.add(step, trainer.epoch + 1, report)
+        if report.taken_back:
+            LOGGER.warning(f"{_SAYS}the shift at step {step} was taken back: {report.taken_back}")
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
+        run = self._running()
+        run.let_go(trainer)  # the epoch may be done again, and a model with hooks can't be copied
+        if run.columns:
+            norms = {"os/norm": _norm(run.head), "os/norm_ema": _norm(find_head(trainer.ema.ema))}
+            trainer.lr.update(run.log.totals() | norms)
+
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        """After the last epoch is saved and before the last validation: the final shift of what was saved."""
+        run = self._running()
+        if run.finished or not trainer.stop or RANK not in (-1, 0):
+            return
+        run.finished = True
+        if run.off or self.final is None:
+            return
+        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
+        same = len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
+        with alone():  # the other processes wait for this one's checkpoint
+            for path in saved[:1] if same else saved:
+                try:
+                    self._finish(trainer, run, path, self.final)
+                except Exception as error:  # whatever it is, it is no reason to lose a training over
+                    why = f"{type(error).__name__}: {error}"
+                    LOGGER.warning(f"{_SAYS}no final shift of {path.name}, it stays as trained: {why}")
+        if same:
+            with written_whole(saved[1]) as temporary:
+                shutil.copyfile(saved[0], temporary)
+        if trainer.epoch > run.epoch:  # a stop that came late: Ultralytics has validated already
+            run.validated.clear()
+            LOGGER.warning(f"{_SAYS}the validation above is of the weights before the final shift")
+
+    @staticmethod
+    def _finish(trainer: Any, run: _Run, path: Path, recipe: ShiftRecipe) -> None:
+        """Shift the weights saved in a file, if the loss on images that the shift did not use allows it."""
+        LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
+        checkpoint = load_checkpoint(path, trust=True)  # written by this very process
+        model = checkpoint.model.to(trainer.device)
+        loading = {"imgsz": trainer.args.imgsz, "batch": min(trainer.batch_size, 16), "workers": trainer.args.workers}
+        used, held_out = calibration_batches(model, trainer.args.data, recipe, **loading)
+        report = shift_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress_bar)
+        rise, tolerance = report.loss.rise, recipe.max_loss_rise
+        allowed = tolerance is None or (rise is not None and rise <= tolerance)
+        if report.moved and allowed:
+            if path == trainer.best:
+                run.validated = dict(checkpoint.contents.get("train_metrics") or {})
+                strip_optimizer(path, path.with_name(f"{path.stem}-unshifted.pt"))
+            write(shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__)), path)
+            LOGGER.info(f"{_SAYS}{path.name}: {report.verdict}")
+        else:
+            LOGGER.warning(f"{_SAYS}{path.name} stays as trained. A final shift was tried: {report.verdict}")
+        for warning in report.warnings:
+            LOGGER.warning(f"{_SAYS}{warning}")
+        folder = Path(trainer.save_dir) / "os" / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+        report.save(folder / "report.json")
+        if trainer.args.plots:
+            report.plot(folder)
+
+    def on_train_end(self, trainer: Any) -> None:
+        """Say what was done, and plot it."""
+        run = self._running()
+        folder = Path(trainer.save_dir)
+        taken_back = f", {run.log.taken_back} taken back" if run.log.taken_back else ""
+        LOGGER.info(f"{_SAYS}{run.log.shifts} shifts during training{taken_back}; see {folder / 'shifts.csv'}")
+        for name, value in run.validated.items():
+            if "mAP50-95" in name and name in trainer.metrics:
+                found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
+                LOGGER.info(f"{_SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
+        if run.validated:  # what `model.train()` returns after a training on several GPUs
+            contents = load_checkpoint(trainer.best, trust=True).contents
+            write({**contents, "train_metrics": {**run.validated, **trainer.metrics}}, trainer.best)
+        if trainer.args.plots:
+            from yolo_os.plots.shift import plot_training
+
+            try:
+                plot_training(folder, folder / "shifts.png")
+            except Exception as error:  # a picture is no reason to lose a training's result over
+                LOGGER.warning(f"{_SAYS}shifts.png was not drawn: {type(error).__name__}: {error}")
+
+    def teardown(self, trainer: Any) -> None:
+        """Let go of everything, however the training ended."""
+        run, self._run = self._run, None
+        if run is not None:
+            if run.hook is not None:
+                run.hook.remove()
+            run.let_go(trainer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as `from_yaml` reads them."""
+        final = self.final.to_dict() if self.final else None
+        return {**self.recipe.to_dict(), **self.schedule.to_dict(), "final": final}
+
+    def __str__(self) -> str:
+        """One line: what is shifted when."""
+        final = f"final shift by {self.final.method}" if self.final else "no final shift"
+        return f"{self.recipe.method}, {self.schedule}; {final}" if self.schedule.every else f"only a {final}"
+
+    def _running(self) -> _Run:
+        assert self._run is not None, "the trainer called no on_pretrain_routine_end"
+        return self._run
+
+
+_EVENTS = (
+    "on_pretrain_routine_end",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_fit_epoch_end",
+    "on_train_end",
+    "teardown",
+)
+
+
+def _recipe(given: Given, base: ShiftRecipe) -> ShiftRecipe | None:
+    """A recipe from what it is given as; settings that are left out are those of `base`."""
+    if given is None or isinstance(given, ShiftRecipe):
+        return given
+    if isinstance(given, Mapping):
+        return ShiftRecipe.from_dict(given, "", base)
+    settings, file = read_settings(given)
+    return ShiftRecipe.from_dict(settings, str(file), base)
+
+
+def _settings_file(run: Path) -> Path:
+    """Where a run's folder holds the settings of its shifts."""
+    return run / "os" / "settings.yaml"
+
+
+def settings_of(last: str | Path) -> Path | None:
+    """The settings of the training that a `weights/last.pt` comes from; None if it had none of ours."""
+    file = _settings_file(Path(last).resolve().parent.parent)
+    return file if file.is_file() else None
+
+
+def _norm(head: Head) -> float:
+    """The Frobenius norm of all prediction layers together."""
+    return float(torch.stack([layer.matrix.float().square().sum() for layer in head.layers]).sum().sqrt())
+
+
+def _autocast_of(trainer: Any) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast of the trainer's own forward passes."""
+    enabled = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+    return lambda: autocast(enabled, device=trainer.device.type)

@@ -1,0 +1,46 @@
+"""What Ultralytics runs with: its choice of a device, its progress bar, its log kept quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from ultralytics.utils import LOGGER, TQDM
+from ultralytics.utils.torch_utils import select_device
+
+from yolo_os.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a `device=` names; a GPU where there is one for an empty name.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    try:
+        device: torch.device = select_device(name, verbose=False)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"device={name}: {' '.join(str(error).split())}") from None
+    return device
+
+
+def progress_bar(batches: Iterable[Any], title: str) -> Iterable[Any]:
+    """The batches, with a bar while they last; none for an empty pass."""
+    total = len(batches) if isinstance(batches, Sized) else None
+    if total == 0:
+        return batches
+    bar: Iterable[Any] = TQDM(batches, desc=title, total=total)
+    return bar
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ultralytics' log kept to warnings for the length of a block."""
+    level = LOGGER.level
+    LOGGER.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

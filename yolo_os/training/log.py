@@ -1,0 +1,129 @@
+"""`shifts.csv`: what every shift during a training did to every layer, and the totals that go into `results.csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolo_os.files import written_whole
+from yolo_os.training.step import StepReport
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "layer",
+    "role",
+    "m",
+    "n",
+    "rank",
+    "rows",
+    "norm_before",
+    "norm_after",
+    "norm_ratio",
+    "residual",
+    "loss_before",
+    "loss_after",
+    "taken_back",
+    "note",
+)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `shifts.csv` or `results.csv`, by column, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def shifts_in(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each shift that stands or was taken back, of the rows of all layers; not of one that moved nothing."""
+    return list({row["step"]: row for row in rows if int(row["taken_back"]) or not row["note"]}.values())
+
+
+@dataclass
+class ShiftLog:
+    """The shifts of a training so far, in a CSV file that is whole after each.
+
+    Attributes:
+        path: of the file; None for a process that writes none (its totals count all the same).
+        shifts, taken_back: how many stand, and how many were taken back.
+        kept: share of the squared norm that the shifts of the present epoch left.
+        rises: relative rises of the loss on the batch, of the shifts of the present epoch that stand.
+    """
+
+    path: Path | None
+    shifts: int = 0
+    taken_back: int = 0
+    kept: float = 1.0
+    rises: list[float] = field(default_factory=list)
+    _rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def begin(self, resumed: bool) -> None:
+        """Start the file: empty, or with what an interrupted training has left in it."""
+        if self.path is not None:
+            if resumed and self.path.exists():
+                self._rows = read_rows(self.path)
+            self._save()
+
+    def begin_epoch(self, step: int) -> None:
+        """Forget shifts after an optimizer step: an epoch that is done again, after NaN or an interruption."""
+        self.kept, self.rises = 1.0, []
+        rows = [row for row in self._rows if int(row["step"]) <= step]
+        if len(rows) < len(self._rows):
+            self._rows = rows
+            self._save()
+        made = shifts_in(rows)
+        self.taken_back = sum(bool(int(row["taken_back"])) for row in made)
+        self.shifts = len(made) - self.taken_back
+
+    def add(self, step: int, epoch: int, report: StepReport) -> None:
+        """Note a shift: step counted from 1, epoch from 1 as in `results.csv`."""
+        self.shifts += report.moved
+        self.taken_back += bool(report.taken_back)
+        self.kept *= report.kept
+        if report.moved:
+            self.rises.append(report.rise)
+        rows = [
+            {
+                "step": step,
+                "epoch": epoch,
+                "layer": layer.name,
+                **{name: getattr(layer, name) for name in ("role", "m", "n", "rank", "rows")},
+                **{
+                    name: f"{getattr(layer, name):.6g}"
+                    for name in ("norm_before", "norm_after", "norm_ratio", "residual")
+                },
+                "loss_before": f"{report.loss_before:.6g}",
+                "loss_after": f"{report.loss_after:.6g}",
+                "taken_back": int(bool(report.taken_back)),
+                "note": report.taken_back or layer.skipped or "",
+            }
+            for layer in report.layers
+        ]
+        self._rows += rows
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # as Ultralytics does for its own
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
+
+    def totals(self) -> dict[str, float]:
+        """The columns of this epoch for `results.csv`.
+
+        None of the names holds `loss` or `metric`: Ultralytics would draw them among its own in `results.png`.
+        """
+        return {
+            "os/shifts": self.shifts,
+            "os/taken_back": self.taken_back,
+            "os/kept": self.kept,
+            "os/rise": sum(self.rises) / len(self.rises) if self.rises else 0.0,
+        }
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        with written_whole(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._rows)

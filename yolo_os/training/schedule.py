@@ -1,0 +1,117 @@
+"""When to shift during training: every so many optimizer steps or epochs, from a share of the training to another."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_os.errors import UserError
+from yolo_os.settings import Key
+
+SCHEDULE_KEYS = (
+    Key(
+        "every",
+        (int, str, type(None)),
+        "epoch",
+        "a number of optimizer steps, or of epochs as in 2epochs; None: no shift during training, only the final one",
+        filled=False,
+    ),
+    Key("start", (float,), 0.7, "share of the training after which the first shift may come", filled=False),
+    Key("end", (float,), 1.0, "share of the training after which no more shifts come", filled=False),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to shift: validated on construction, and without a state of its own, so that a resumed training goes on.
+
+    Attributes:
+        every: a number of optimizer steps, or text such as `epoch`, `2epochs` or `100steps`; None: never.
+        start, end: shares of the training, 0 <= start < end <= 1, between which shifts come.
+
+    Raises:
+        UserError: on construction, naming the setting, what it takes and what it got.
+    """
+
+    every: int | str | None = "epoch"
+    start: float = 0.7
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        for key in SCHEDULE_KEYS:
+            object.__setattr__(self, key.name, key.check(getattr(self, key.name)))
+        self._parsed()
+        if not 0 <= self.start < 1:
+            raise UserError(f"start={self.start}: takes a share of the training from 0, below 1")
+        if not 0 < self.end <= 1:
+            raise UserError(f"end={self.end}: takes a share of the training above 0, up to 1")
+        if self.start >= self.end:
+            raise UserError(f"start={self.start} is not before end={self.end}: no shift would ever come")
+
+    @property
+    def steps(self) -> int | None:
+        """The number of optimizer steps from shift to shift; None where epochs are counted."""
+        count, unit = self._parsed()
+        return count if unit == "step" else None
+
+    @property
+    def epochs(self) -> int | None:
+        """The number of epochs from shift to shift; None where steps are counted."""
+        count, unit = self._parsed()
+        return count if unit == "epoch" else None
+
+    def beyond(self, steps: int, epochs: int) -> bool:
+        """Whether a training of at most so many steps and epochs ends before the first shift could come."""
+        return (self.steps or 0) > steps or (self.epochs or 0) > epochs
+
+    def count(self, batches: int, accumulate: int, epochs: int) -> int:
+        """About how many shifts come in a training: by epochs of so many batches, that many of which make a step."""
+        shifts, step = 0, 0
+        for epoch in range(epochs):
+            last = self.period(step, epoch - 1)
+            for batch in range(accumulate - 1, batches, accumulate):
+                step += 1
+                if self.due(step, epoch, last, (epoch + batch / batches) / epochs):
+                    shifts, last = shifts + 1, self.period(step, epoch)
+        return shifts
+
+    def due(self, step: int, epoch: int, last: int, progress: float) -> bool:
+        """Whether a shift comes in a step, `last` being the period of the one before, at this share of the training."""
+        return self.period(step, epoch) > last and self.within(progress)
+
+    def period(self, step: int, epoch: int) -> int:
+        """How many shifts would have come by an optimizer step, counted from 1, of an epoch, counted from 0.
+
+        A shift is due in the first step whose period is above that of the last one made. By epochs, that is the
+        first step after every so many epochs.
+        """
+        if self.steps:
+            return step // self.steps
+        return max(epoch, 0) // self.epochs if self.epochs else 0
+
+    def within(self, progress: float) -> bool:
+        """Whether shifts come at this share of the training."""
+        return self.start <= progress <= self.end
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {"every": self.every, "start": self.start, "end": self.end}
+
+    def __str__(self) -> str:
+        """Such as: every 2 epochs from 70% to 100% of the training."""
+        count, unit = self._parsed()
+        often = f"every {unit}" if count == 1 else f"every {count} {unit}s"
+        return f"{often} from {self.start:.0%} to {self.end:.0%} of the training" if count else "never"
+
+    def _parsed(self) -> tuple[int, str]:
+        if self.every is None:
+            return 0, ""
+        found = re.fullmatch(r"(\d*)\s*(step|epoch|)s?", str(self.every).strip())
+        count = int(found[1] or 1) if found and (found[1] or found[2]) else 0
+        if found is None or count < 1:
+            raise UserError(
+                f"every={self.every}: takes a number of optimizer steps from 1, epochs as in epoch or 2epochs, or None"
+            )
+        return count, found[2] or "step"
