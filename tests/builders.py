@@ -113,3 +113,33 @@ def comp4(folder, **files):
     for name, lines in files.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def layer_of(role="cls", m=6, n=3, name="cv3.0", group="0", seed=0, shift=-3.0, bias=True):
+    """A prediction layer; `shift` is added to its biases, which for classes says how much it sees of objects."""
+    import torch
+    from torch import nn
+
+    from yolo_os.heads import PredictionLayer
+
+    torch.manual_seed(seed)
+    module = nn.Conv2d(m, n, 1, bias=bias)
+    if bias:
+        module.bias.data += shift
+    bins = n // 4 if role == "box" and n > 4 else 0
+    return PredictionLayer(name, role, module, int(group[-1]), 8.0, group, bins)
+
+
+def batch_of(layer, images=2, points=40, seed=0, scorer=None):
+    """Features, outputs and anchor points of one batch, numbered by its seed; the scores are those of a scorer."""
+    import torch
+
+    from yolo_os.statistics import Anchors
+
+    generator = torch.Generator().manual_seed(seed + 100)
+    features = torch.randn(images, layer.in_features, points, generator=generator) + 1
+
+    def outputs_of(module):
+        return module(features[..., None]).detach()[..., 0]
+
+    return features, outputs_of(layer.module), Anchors(outputs_of((scorer or layer).module), batch=seed)

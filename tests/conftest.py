@@ -55,3 +55,21 @@ def shared():
     if not (folder / "weights" / "voc_yolov5nu.pt").exists():
         pytest.skip("the real VOC images and weights are not here (set YOLO_OS_SHARED to their folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(digits, tmp_path_factory):
+    """Lists of 12 images to train on and 4 to validate on."""
+    import yaml
+
+    from yolo_os.evaluation.dataset import make_dataset
+
+    made = make_dataset(digits, tmp_path_factory.mktemp("tiny") / "digits")
+    described = yaml.safe_load(made.read_text())
+    for split, count in (("train", 12), ("val", 4)):
+        images = sorted((made.parent / "images" / f"{split}2007").iterdir())[:count]
+        (made.parent / f"{split}.txt").write_text("\n".join(map(str, images)))
+    tiny = made.with_name("tiny.yaml")
+    settings = {"path": str(made.parent), "train": "train.txt", "val": "val.txt", "names": described["names"]}
+    tiny.write_text(yaml.safe_dump(settings))
+    return tiny

@@ -2,13 +2,7 @@ import pytest
 import yaml
 
 from yolo_os.errors import UserError
-from yolo_os.methods import METHODS
-from yolo_os.recipe import METHODS as METHOD_NAMES
 from yolo_os.recipe import ShiftRecipe, recipe_keys
-
-
-def test_every_method_named_exists():
-    assert set(METHODS) == set(METHOD_NAMES)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 
 from yolo_os import ShiftRecipe
 from yolo_os.errors import UserError
-from yolo_os.evaluation.dataset import make_dataset
 from yolo_os.heads import find_head, unwrap
 from yolo_os.integration.callback import SOS
+from yolo_os.shifter import Weights
 from yolo_os.training.log import COLUMNS
 from yolo_os.training.schedule import Schedule
 from yolo_os.training.step import StepShift
@@ -86,20 +86,6 @@ def hooks(trainer):
     assert not any({"forward", "loss"} & set(vars(each)) for each in modules)
     on_modules = sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in modules)
     return on_modules + len(trainer.optimizer._optimizer_step_post_hooks)
-
-
-@pytest.fixture(scope="session")
-def tiny_data(digits, tmp_path_factory):
-    """Lists of 12 images to train on and 4 to validate on."""
-    made = make_dataset(digits, tmp_path_factory.mktemp("tiny") / "digits")
-    described = yaml.safe_load(made.read_text())
-    for split, count in (("train", 12), ("val", 4)):
-        images = sorted((made.parent / "images" / f"{split}2007").iterdir())[:count]
-        (made.parent / f"{split}.txt").write_text("\n".join(map(str, images)))
-    tiny = made.with_name("tiny.yaml")
-    settings = {"path": str(made.parent), "train": "train.txt", "val": "val.txt", "names": described["names"]}
-    tiny.write_text(yaml.safe_dump(settings))
-    return tiny
 
 
 @pytest.fixture
@@ -175,28 +161,30 @@ def test_shifts_csv_has_a_row_for_each_layer_of_each_shift(full_run, detector):
     assert [(int(row["step"]), row["layer"]) for row in rows] == [(s, name) for s in range(2, 13, 2) for name in names]
     assert all(int(row["epoch"]) == 1 + (int(row["step"]) - 1) // BATCHES for row in rows)
     for row in rows:
-        assert float(row["norm_ratio"]) == pytest.approx(float(row["norm_after"]) / float(row["norm_before"]), rel=1e-5)
+        assert float(row["keep"]) == pytest.approx(
+            (float(row["norm_after"]) / float(row["norm_before"])) ** 2, rel=1e-4
+        )
         assert float(row["loss_before"]) > 0
         assert int(row["rank"]) <= int(row["m"])
-    by_step = {row["step"]: (row["loss_before"], row["loss_after"], row["taken_back"]) for row in rows}
+    by_step = {row["step"]: (row["loss_before"], row["loss_after"], row["reverted"]) for row in rows}
     assert len(set(by_step.values())) == len(by_step)
-    assert any(float(row["norm_ratio"]) < 1 for row in rows if row["taken_back"] == "0")
+    assert any(float(row["keep"]) < 1 for row in rows if row["reverted"] == "0")
 
 
 def test_results_csv_has_the_totals_from_its_first_row(full_run):
     run = full_run[0]
-    steps = {row["step"]: int(row["taken_back"]) for row in run.shifts}
+    steps = {row["step"]: int(row["reverted"]) for row in run.shifts}
     epochs = [[step for step in steps if (int(step) - 1) // BATCHES == epoch] for epoch in range(4)]
     stand = [sum(not steps[step] for step in epoch) for epoch in epochs]
     back = [sum(steps[step] for step in epoch) for epoch in epochs]
     assert run.column("os/shifts") == np.cumsum(stand).tolist()
-    assert run.column("os/taken_back") == np.cumsum(back).tolist()
+    assert run.column("os/reverted") == np.cumsum(back).tolist()
     squares = [{"norm_before": 0.0, "norm_after": 0.0} for _ in steps]
     for row in run.shifts:
         for name, total in squares[list(steps).index(row["step"])].items():
             squares[list(steps).index(row["step"])][name] = total + float(row[name]) ** 2
     kept = {step: each["norm_after"] / each["norm_before"] for step, each in zip(steps, squares)}
-    for epoch, value in zip(epochs, run.column("os/kept")):
+    for epoch, value in zip(epochs, run.column("os/keep")):
         assert value == pytest.approx(math.prod(kept[step] for step in epoch if not steps[step]), rel=1e-4)
     assert all(value > 0 for value in run.column("os/norm") + run.column("os/norm_ema"))
     assert not any(("loss" in name or "metric" in name) for name in run.results[0] if name.startswith("os/"))
@@ -207,13 +195,13 @@ def test_pictures_reports_and_the_weights_before_are_left_in_the_folder(full_run
     assert (run.folder / "shifts.png").stat().st_size > 10_000
     assert not list(full_run[1].folder.rglob("*.png"))
     report = json.loads((run.folder / "os" / "best" / "report.json").read_text())
-    assert 0 < report["norm_ratio"] < 1
+    assert 0 < report["keep"] < 1
     assert (run.folder / "os" / "best" / "report.txt").read_text().strip()
     before, after = run.weights("best-unshifted"), run.weights("best")
     assert "yolo_os" not in before
     kept = sum(float(each.square().sum()) for each in matrices(after["model"]).values())
     kept /= sum(float(each.square().sum()) for each in matrices(before["model"]).values())
-    assert kept == pytest.approx(report["norm_ratio"] ** 2, rel=1e-3)
+    assert kept == pytest.approx(report["keep"], rel=1e-3)
     head = {id(tensor) for layer in find_head(after["model"]).layers for tensor in layer.module.parameters()}
     moved = {
         name: id(tensor) in head
@@ -230,7 +218,7 @@ def test_checkpoints_record_the_shift_and_open_in_stock_ultralytics(full_run, di
     for name in ("best", "last"):
         (record,) = run.weights(name)["yolo_os"]
         assert record["recipe"] == ShiftRecipe().to_dict()
-        assert 0 < record["squared_norm_kept"] < 1
+        assert 0 < record["keep"] < 1
         assert record["layers_moved"] == 6
         assert run.weights(name)["train_results"]["os/shifts"]  # as Ultralytics keeps the results of a training
     image = next((digits / "VOC2007" / "JPEGImages").iterdir())
@@ -245,15 +233,16 @@ def test_the_model_that_was_trained_holds_the_shifted_weights(full_run):
     assert not any(torch.equal(head[name], matrix) for name, matrix in matrices(run.model).items())
 
 
-def test_shifts_that_are_taken_back_are_noted_and_leave_the_training_as_it_is(train, monkeypatch):
-    monkeypatch.setattr(StepShift, "_loss_with", lambda self, solutions: self._loss() * 1.1)
+def test_shifts_that_are_reverted_are_noted_and_leave_the_training_as_it_is(train, monkeypatch):
+    original = Weights.measure
+    monkeypatch.setattr(Weights, "measure", lambda self, values, figure: original(self, values, figure) * 1.1 + 1)
     stock = train(name="stock", epochs=1)
     back = train(during(2, recipe=CRUDE.replace(max_loss_rise=0.01)), name="back", epochs=1)
     assert same(stock.state(), back.state())
     assert back.steps == [2]
-    assert {row["taken_back"] for row in back.shifts} == {"1"}
+    assert {row["reverted"] for row in back.shifts} == {"1"}
     assert all("beyond max_loss_rise=0.01" in row["note"] for row in back.shifts)
-    assert (back.column("os/shifts"), back.column("os/taken_back"), back.column("os/kept")) == ([0], [1], [1])
+    assert (back.column("os/shifts"), back.column("os/reverted"), back.column("os/keep")) == ([0], [1], [1])
 
 
 @pytest.mark.slow
@@ -344,9 +333,9 @@ def sampled_rows(monkeypatch):
     """By step, the rows that each layer of the model was solved for."""
     rows, original = {}, StepShift.shift_
 
-    def shift_(self, average=None):
-        report = original(self, average)
-        rows[len(rows)] = {name: each.rows.double().numpy() for name, each in self._collectors.items()}
+    def shift_(self):
+        report = original(self)
+        rows[len(rows)] = {name: each.rows.double().numpy() for name, each in self._shifter.collectors.items()}
         return report
 
     monkeypatch.setattr(StepShift, "shift_", shift_)
@@ -389,9 +378,9 @@ def test_model_and_average_are_moved_together_and_saved_so(optimizer, train, sam
 def test_accumulated_batches_all_belong_to_the_step_that_shifts(train, monkeypatch):
     counts, original = [], StepShift.shift_
 
-    def shift_(self, average=None):
-        counts.append((self._batches, self._collectors["cv2.0"].count))
-        return original(self, average)
+    def shift_(self):
+        counts.append((self.batches, self._shifter.collectors["cv2.0"].count))
+        return original(self)
 
     monkeypatch.setattr(StepShift, "shift_", shift_)
     updates = []
@@ -480,15 +469,15 @@ def test_a_training_by_time_ends_with_its_final_shift(train):
 def test_closed_mosaic_and_changing_sizes_shift_all_the_same(train, monkeypatch):
     sizes, original = set(), StepShift.shift_
 
-    def shift_(self, average=None):
+    def shift_(self):
         sizes.add(self._batch["img"].shape[-1])
-        return original(self, average)
+        return original(self)
 
     monkeypatch.setattr(StepShift, "shift_", shift_)
     run = train(during(1), close_mosaic=2, multi_scale=0.5, imgsz=96)
     assert run.steps == list(range(1, 13))
     assert len(sizes) > 1
-    assert all(row["taken_back"] == "0" for row in run.shifts)
+    assert all(row["reverted"] == "0" for row in run.shifts)
 
 
 def poison_at(epoch, batch):
@@ -510,9 +499,7 @@ def poison_at(epoch, batch):
 )
 def test_an_epoch_done_again_after_nan_shifts_as_if_it_were_the_first_time(nbs, epoch, train, monkeypatch):
     shifts, original = [], StepShift.shift_
-    monkeypatch.setattr(
-        StepShift, "shift_", lambda self, average=None: shifts.append(original(self, average)) or shifts[-1]
-    )
+    monkeypatch.setattr(StepShift, "shift_", lambda self: shifts.append(original(self)) or shifts[-1])
     run = train(during(1), nbs=nbs, callbacks=poison_at(epoch, 2))
     steps = 12 // (nbs // 4)
     assert run.steps == list(range(1, steps + 1))
@@ -528,9 +515,9 @@ LAST_STEPS = {4: (3, 6, 9, 12), 8: (1, 3, 5, 6)}
 def test_a_batch_too_large_for_the_memory_is_halved_and_shifts_go_on(train, monkeypatch):
     calls, left, rows, original = [], [], [], StepShift.shift_
 
-    def shift_(self, average=None):
-        rows.append(self._collectors["cv2.0"].count)
-        return original(self, average)
+    def shift_(self):
+        rows.append(self._shifter.collectors["cv2.0"].count)
+        return original(self)
 
     def fail_once(trainer):
         model = unwrap(trainer.model)
@@ -571,9 +558,9 @@ def test_a_step_that_the_scaler_skips_leaves_the_shift_to_the_next(train, monkey
 
     batches, original = [], StepShift.shift_
 
-    def shift_(self, average=None):
-        batches.append(self._batches)
-        return original(self, average)
+    def shift_(self):
+        batches.append(self.batches)
+        return original(self)
 
     monkeypatch.setattr(StepShift, "shift_", shift_)
     run = train(during(4), callbacks={"on_train_start": skip_step_4})
@@ -707,7 +694,7 @@ def test_a_final_shift_that_fails_loses_no_training(error, train, monkeypatch):
     def fail(*_, **__):
         raise error("no images")
 
-    monkeypatch.setattr("yolo_os.integration.callback.calibration_batches", fail)
+    monkeypatch.setattr("yolo_os.integration.final.calibration_batches", fail)
     run = train(during(2, final="budget"), epochs=1)
     assert run.steps == [2]
     assert "yolo_os" not in run.weights("best")
@@ -717,11 +704,11 @@ def test_a_shift_that_fails_loses_no_training_and_is_tried_again(train, monkeypa
     shift = StepShift.shift_
     calls = []
 
-    def fail_once(self, average=None):
+    def fail_once(self):
         calls.append(self.step)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return shift(self, average)
+        return shift(self)
 
     monkeypatch.setattr(StepShift, "shift_", fail_once)
     run = train(during(4), epochs=2)
@@ -731,17 +718,28 @@ def test_a_shift_that_fails_loses_no_training_and_is_tried_again(train, monkeypa
 
 
 def test_a_write_that_fails_puts_model_and_average_back(train, monkeypatch):
-    monkeypatch.setattr("yolo_os.training.step.broadcast_parameters_", lambda module: 1 / 0)
+    calls, original = [], Weights.write_
+
+    def write_(self, values):
+        original(self, values)
+        calls.append(values)
+        if len(calls) % 3 == 0:  # after the weights that are tried and those of the model, those of its average
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(Weights, "write_", write_)
     stock, broken = train(name="stock", epochs=1), train(during(1), name="broken", epochs=1)
     assert same(stock.state(), broken.state())
     assert broken.shifts == []
+    assert len(calls) == 3 * BATCHES
 
 
 def test_a_final_shift_that_does_harm_is_not_written(train, caplog):
     kept = train(during(None, final=CRUDE.replace(max_loss_rise=0.002)), name="kept", epochs=1)
     assert "yolo_os" not in kept.weights("best")
     assert not (kept.folder / "weights" / "best-unshifted.pt").exists()
-    assert json.loads((kept.folder / "os" / "best" / "report.json").read_text())["norm_ratio"] < 1
+    tried = json.loads((kept.folder / "os" / "best" / "report.json").read_text())["guard"]
+    assert [trial["passed"] for trial in tried] == [False] * 4
+    assert all(trial["keep"] < 1 and trial["rise"] > 0.002 for trial in tried)
     assert "best.pt stays as trained" in caplog.text
     harmed = train(during(None, final=CRUDE), name="harmed", epochs=1)  # as asked for: no tolerance
     assert harmed.weights("best")["yolo_os"]
@@ -843,7 +841,7 @@ def test_every_task_is_shifted_during_training_and_at_its_end(name, roles, tmp_p
     assert {int(row["step"]) for row in run.shifts} == {1, 2, 3, 4}
     assert all(float(row["loss_before"]) > 0 for row in run.shifts)
     report = json.loads((run.folder / "os" / "best" / "report.json").read_text())
-    assert report["norm_ratio"] <= 1
+    assert report["keep"] <= 1
     assert YOLO(run.folder / "weights" / "best.pt").task == model.task
 
 
@@ -968,17 +966,17 @@ def test_rows_of_all_processes_are_solved_for(two_processes):
     assert {layer.rows for layer in sampled} == {8}
 
 
-def test_a_shift_is_taken_back_by_all_processes(two_processes):
+def test_a_shift_is_reverted_by_all_processes(two_processes):
     (first, second), _ = two_processes["refused"]
-    taken_back = [[each["report"].taken_back for each in one["shifts"]] for one in (first, second)]
-    assert taken_back[0] == taken_back[1]
-    assert any(taken_back[0])
+    outcomes = [[each["report"].outcome for each in one["shifts"]] for one in (first, second)]
+    assert outcomes[0] == outcomes[1]
+    assert any(each["report"].reverted for each in first["shifts"])
 
 
 def test_the_first_process_shifts_what_is_saved(two_processes):
     _, folder = two_processes["default"]
     report = json.loads((folder / "os" / "best" / "report.json").read_text())
-    assert report["norm_ratio"] < 1
+    assert report["keep"] < 1
     assert torch.load(folder / "weights" / "best.pt", weights_only=False)["yolo_os"]
 
 
@@ -1003,16 +1001,16 @@ def train_as_one_of_several(detector, data, folder):
     torch.distributed.init_process_group("gloo")
     rank, original, noted, current = torch.distributed.get_rank(), StepShift.shift_, [], []
 
-    def shift_(self, average=None):
+    def shift_(self):
         (trainer,) = current
-        before = matrices(self.model)
-        report = original(self, average)
+        before = matrices(self._model)
+        report = original(self)
         noted.append(
             {
                 "step": self.step,
                 "before": before,
-                "model": matrices(self.model),
-                "average": {layer.name: layer.matrix.clone() for layer in average.layers},
+                "model": matrices(self._model),
+                "average": {layer.name: layer.matrix.clone() for layer in self._shifter._average},
                 "report": report,
                 "own loss": float(trainer.loss.detach()) / 2 / len(self._batch["img"]),
             }

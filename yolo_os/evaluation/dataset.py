@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from yolo_os import __version__
+from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import (
     Annotations,

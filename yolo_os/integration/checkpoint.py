@@ -150,7 +150,7 @@ def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, 
     norms = [sum(float(matrix.double().square().sum()) for matrix in side) for side in zip(*pairs)]
     return {
         "layers_moved": sum(not torch.equal(old.to(new), new) for old, new in ((o, n.cpu()) for o, n in pairs)),
-        "squared_norm_kept": norms[1] / norms[0] if norms[0] else 1.0,
+        "keep": norms[1] / norms[0] if norms[0] else 1.0,
         "version": version,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": checkpoint.path.name,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_os.errors import UserError
+from yolo_os.recipe import training_settings
 from yolo_os.settings import Key
 
+# Their defaults are those of `configs/train.yaml` (see `recipe.training_settings`).
 SCHEDULE_KEYS = (
     Key(
         "every",
         (int, str, type(None)),
-        "epoch",
+        None,
         "a number of optimizer steps, or of epochs as in 2epochs; None: no shift during training, only the final one",
         filled=False,
     ),
-    Key("start", (float,), 0.7, "share of the training after which the first shift may come", filled=False),
-    Key("end", (float,), 1.0, "share of the training after which no more shifts come", filled=False),
+    Key("start", (float,), None, "share of the training after which the first shift may come", filled=False),
+    Key("end", (float,), None, "share of the training after which no more shifts come", filled=False),
 )
 
 
@@ -34,9 +36,9 @@ class Schedule:
         UserError: on construction, naming the setting, what it takes and what it got.
     """
 
-    every: int | str | None = "epoch"
-    start: float = 0.7
-    end: float = 1.0
+    every: int | str | None = field(default_factory=lambda: training_settings()["every"])
+    start: float = field(default_factory=lambda: training_settings()["start"])
+    end: float = field(default_factory=lambda: training_settings()["end"])
 
     def __post_init__(self) -> None:
         """Check every setting."""
