@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from builders import write_devkit
 
 # Before Ultralytics is imported: its settings go into a folder of the tests, and it stays offline.
 os.environ.setdefault("YOLO_OFFLINE", "true")
@@ -55,3 +56,30 @@ def shared():
     if not (folder / "weights" / "voc_yolov5nu.pt").exists():
         pytest.skip("the real VOC images and weights are not here (set YOLO_OS_SHARED to their folder)")
     return folder
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Annotations of two images, and one whose XML is broken; classes cat and dog."""
+    images = {
+        "000007": [("cat", (10, 20, 30, 40)), ("dog", (50, 50, 60, 60), {"difficult": "1"})],
+        "000012": [("dog", (1, 1, 100, 80))],
+        "bad": "<annotation>",
+    }
+    kit = write_devkit(tmp_path / "kit", images, {"test": list(images)}, pictures=False)
+    from yolo_os.voc import read_devkit
+
+    return read_devkit(kit, classes="cat,dog")
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """Three images in test, one in train and val each."""
+    images = {
+        "a": [("cat", (10, 20, 30, 40)), ("dog", (5, 5, 8.5, 9), {"difficult": "1", "truncated": "1"})],
+        "b": [("dog", (1, 1, 100, 80))],
+        "c": [],
+        "d": [("cat", (10, 20, 30, 40))],
+        "e": [("dog", (1, 1, 100, 80))],
+    }
+    return write_devkit(tmp_path / "kit", images, {"test": "abc", "train": "d", "val": "e"})

@@ -20,8 +20,8 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 
 from yolo_os import ShiftRecipe
+from yolo_os.conversion.dataset import make_dataset
 from yolo_os.errors import UserError
-from yolo_os.evaluation.dataset import make_dataset
 from yolo_os.heads import find_head, unwrap
 from yolo_os.integration.callback import SOS
 from yolo_os.training.log import COLUMNS
