@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 import yolo_os
-from yolo_os.evaluation.dataset import make_dataset
+from yolo_os.conversion.dataset import make_dataset
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head, last_module
 from yolo_os.resources import resource

@@ -31,7 +31,7 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
     from ultralytics import YOLO
 
     from yolo_os import SOS, ShiftRecipe
-    from yolo_os.evaluation.dataset import dataset_for
+    from yolo_os.conversion.dataset import dataset_for
     from yolo_os.integration.data import class_names_of
     from yolo_os.linalg import in_float64
     from yolo_os.training.step import StepShift

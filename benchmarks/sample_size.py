@@ -13,9 +13,9 @@ import argparse
 import copy
 
 from yolo_os import ShiftRecipe, shift_
-from yolo_os.evaluation.annotations import read_devkit
 from yolo_os.evaluation.bootstrap import bootstrap
 from yolo_os.evaluation.detections import evaluate_detections, from_boxes
+from yolo_os.evaluation.readers.devkit import read_devkit
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import detect

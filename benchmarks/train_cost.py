@@ -32,7 +32,7 @@ def prepared(args: argparse.Namespace, work: Path) -> tuple[Any, dict[str, Any]]
     from ultralytics import YOLO
     from ultralytics.utils import LOGGER
 
-    from yolo_os.evaluation.dataset import dataset_for
+    from yolo_os.conversion.dataset import dataset_for
 
     torch.set_num_threads(args.threads)
     LOGGER.setLevel("ERROR")

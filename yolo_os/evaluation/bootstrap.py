@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.voc import RECALL_POINTS, Floats, VOCResult, mean_defined
+from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, mean_defined
 
 _BLOCK = 1_000_000  # weights gathered at once, a byte each; small enough for the processor's cache
 

@@ -70,8 +70,8 @@ def run(options: dict[str, Any]) -> int:
 
 
 def _evaluate(model: Path, devkit: Path, device: str) -> VOCResult:
-    from yolo_os.evaluation.annotations import read_devkit
     from yolo_os.evaluation.detections import evaluate_detections, from_boxes
+    from yolo_os.evaluation.readers.devkit import read_devkit
     from yolo_os.integration.detect import detect
 
     found = detect(model, devkit, split="test", device=device)

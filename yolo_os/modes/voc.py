@@ -51,7 +51,7 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Convert as the keys say; the exit code."""
-    from yolo_os.evaluation.dataset import convert
+    from yolo_os.conversion.dataset import convert
 
     dataset = convert(options["devkit"], options["out"], options["year"], options["classes"], options["copy"])
     for split in dataset.splits.values():
