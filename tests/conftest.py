@@ -101,3 +101,21 @@ def kit(tmp_path):
         "e": [("dog", (1, 1, 100, 80))],
     }
     return write_devkit(tmp_path / "kit", images, {"test": "abc", "train": "d", "val": "e"})
+
+
+@pytest.fixture
+def train(detector, tiny_data, tmp_path):
+    """Train the embedded detector further; callbacks by event, called after those of SOS."""
+    from trainings import TINY, Trained
+    from ultralytics import YOLO
+
+    def run(sos=None, name="run", model=None, callbacks=None, **changes):
+        yolo = model or YOLO(detector)
+        if sos is not None:
+            sos.attach(yolo)
+        for event, function in (callbacks or {}).items():
+            yolo.add_callback(event, function)
+        yolo.train(data=str(tiny_data), project=str(tmp_path), name=name, exist_ok=True, **{**TINY, **changes})
+        return Trained(yolo, tmp_path / name)
+
+    return run
