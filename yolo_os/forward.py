@@ -51,6 +51,8 @@ def run_pass(
     hook = last_module(model).register_forward_pre_hook(heads.note) if heads else nullcontext()
     with eval_mode(model), torch.no_grad(), training_loss(model) as loss, capture(captured) as seen, hook:
         for local, batch in enumerate(clock.loading(progress(batches, title))):
+            if local == 0:
+                check_batch(model, batch)
             number = local * world_size() + rank()
             moved = _on_device(batch, weight)
             images = len(moved["img"])
@@ -137,6 +139,11 @@ def memory_for_features(device: torch.device) -> int:
 
 def _on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
     """A batch as a dictionary on the model's device, images as floats in 0..1 in the model's precision."""
+    if not isinstance(batch, Tensor | Mapping):
+        raise UserError(
+            f"a batch is a {type(batch).__name__}: takes tensors of images (B, 3, H, W), or dictionaries as "
+            "Ultralytics' loaders make them (numpy arrays go through torch.from_numpy, image files into a data YAML)"
+        )
     entries = {"img": batch} if isinstance(batch, Tensor) else dict(batch)
     if "img" not in entries:
         raise UserError(f"a batch has no images: its keys are {', '.join(map(str, entries))}, expected 'img'")
@@ -146,3 +153,26 @@ def _on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
     scale = 255 if entries["img"].dtype == torch.uint8 else 1
     entries["img"] = entries["img"].to(weight.dtype) / scale
     return entries
+
+
+def check_batch(model: nn.Module, batch: Batch) -> None:
+    """Refuse, before a pass, a first batch that the model would take for something else.
+
+    Raises:
+        UserError: for images of another shape, number of channels or range, or labels of classes it does not have.
+    """
+    images = batch.get("img") if isinstance(batch, Mapping) else batch
+    if not isinstance(images, Tensor):
+        return  # which the pass itself refuses
+    channels = next((each.shape[1] for each in model.parameters() if each.ndim == 4), 3)
+    if images.ndim != 4 or images.shape[1] != channels:
+        hint = "; permute(0, 3, 1, 2) brings the channels forward" if images.shape[-1] == channels else ""
+        hint = "; images[None] makes a batch of one" if images.ndim == 3 else hint
+        raise UserError(f"images of shape {tuple(images.shape)}: this model takes (B, {channels}, H, W){hint}")
+    if images.is_floating_point() and float(images.max() if images.numel() else 0) > 2:
+        raise UserError(f"images up to {float(images.max()):g}: floats are taken in 0..1, so divide by 255")
+    labels, classes = batch.get("cls") if isinstance(batch, Mapping) else None, getattr(last_module(model), "nc", None)
+    if isinstance(labels, Tensor) and labels.numel() and classes:
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label < classes:
+                raise UserError(f"a label is of class {label}, and the model has classes 0 to {classes - 1}")

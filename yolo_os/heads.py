@@ -29,6 +29,11 @@ _EMBEDDING = (
 GAINS = {"cls": 0.5, "dfl": 1.5, "box": 7.5, "pose": 12.0}
 RTDETR_GAINS = {"cls": 1.0, "box": 5.0}
 
+_COMPUTED = (
+    "its weight is computed from other tensors (pruning masks, weight_norm, a parametrization), so what is written "
+    "into it would spring back: make it permanent first (torch.nn.utils.prune.remove, remove_parametrizations)"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class PredictionLayer:
@@ -207,13 +212,7 @@ def _anchor_free(head: Any, kind: str) -> Head:
                 if role == "cls":
                     scorers[layer.group] = getattr(head, f"{branch}cv4")[level] if contrastive else layer.module
                     branches[branch] = (*branches.get(branch, ()), layer.group)
-    return Head(
-        kind,
-        tuple(layer for layer in layers if layer.refused is None),
-        tuple(layer for layer in layers if layer.refused is not None),
-        scorers,
-        branches,
-    )
+    return Head(kind, *_split(layers), scorers, branches)
 
 
 def _role_of_cv4(head: Any) -> str | None:
@@ -244,29 +243,36 @@ def _rtdetr(head: Any, kind: str) -> Head:
     for level, (score, box) in decoder:
         candidates.append(_layer(f"dec_score_head.{level}", "cls", score, level, None, "queries"))
         candidates.append(_layer(f"dec_bbox_head.{level}", "box", box, level, None, "queries"))
-    layers = tuple(layer for layer in candidates if layer is not None)
+    layers, refused = _split(candidates)
     # In eval mode only one decoder layer is scored, and a query keeps its index through all of them.
     scored = head.decoder.eval_idx
     scorers: dict[str, nn.Module] = {"encoder": head.enc_score_head, "queries": head.dec_score_head[scored]}
-    return Head(kind, layers, (), scorers, gains=RTDETR_GAINS, gains_in_args=False)
+    return Head(kind, layers, refused, scorers, gains=RTDETR_GAINS, gains_in_args=False)
 
 
 def _anchor_based(head: Any, kind: str) -> Head:
     found = [_layer(f"m.{i}", "joint", conv, i, _stride(head, i), str(i)) for i, conv in enumerate(head.m)]
-    return Head(kind, tuple(layer for layer in found if layer is not None))
+    return Head(kind, *_split(found))
+
+
+def _split(
+    layers: Iterable[PredictionLayer | None],
+) -> tuple[tuple[PredictionLayer, ...], tuple[PredictionLayer, ...]]:
+    """Those that can be shifted, and those that are refused."""
+    found = [layer for layer in layers if layer is not None]
+    return tuple(each for each in found if each.refused is None), tuple(each for each in found if each.refused)
 
 
 def _layer(name: str, role: str, tower: Any, level: int, stride: float | None, group: str) -> PredictionLayer | None:
     """The layer at the end of a tower; None for a tower that ends in no linear layer (Pose26's `cv4`)."""
     last = tower.layers[-1] if hasattr(tower, "layers") else tower  # RT-DETR's MLP
     last = last[-1] if isinstance(last, nn.Sequential) else last
-    if isinstance(last, nn.Linear):
-        return PredictionLayer(name, role, last, level, stride, group)
-    if isinstance(last, nn.Conv2d):
-        layer = PredictionLayer(name, role, last, level, stride, group)
-        if last.kernel_size != (1, 1) or last.groups != 1:
-            return replace(
-                layer, refused=f"not a plain 1x1 convolution (kernel {last.kernel_size}, {last.groups} groups)"
-            )
-        return layer
-    return None
+    if not isinstance(last, nn.Linear | nn.Conv2d):
+        return None
+    layer = PredictionLayer(name, role, last, level, stride, group)
+    if not {"weight", "bias"} <= set(last._parameters):
+        return replace(layer, refused=_COMPUTED)
+    if isinstance(last, nn.Conv2d) and (last.kernel_size != (1, 1) or last.groups != 1):
+        what = f"kernel {last.kernel_size}, {last.groups} groups"
+        return replace(layer, refused=f"not a plain 1x1 convolution ({what})")
+    return layer

@@ -132,6 +132,25 @@ class ShiftRecipe:
             raise UserError(f"{where}: {error}" if where else str(error)) from None
 
     @classmethod
+    def given(cls, recipe: Given, base: ShiftRecipe | None = None) -> ShiftRecipe | None:
+        """A recipe from what Python code gives: a recipe, its settings, or the name or file of one; None stays None.
+
+        Args:
+            recipe: settings that are left out are those of `base`, or have their defaults.
+
+        Raises:
+            UserError: for anything else, an unknown setting or a bad value.
+        """
+        if recipe is None or isinstance(recipe, ShiftRecipe):
+            return recipe
+        if isinstance(recipe, Mapping):
+            return cls.from_dict(recipe, "", base)
+        if isinstance(recipe, str | Path):
+            settings, file = read_settings(recipe)
+            return cls.from_dict(settings, str(file), base)
+        raise UserError(f"recipe={recipe!r}: takes a ShiftRecipe, a dictionary of settings, or the name or file of one")
+
+    @classmethod
     def from_yaml(cls, path: str | Path) -> ShiftRecipe:
         """A recipe from a YAML file, or from one that comes with the package by its bare name, such as `sos`.
 
@@ -140,6 +159,9 @@ class ShiftRecipe:
         """
         settings, file = read_settings(path)
         return cls.from_dict(settings, str(file))
+
+
+Given = ShiftRecipe | Mapping[str, Any] | str | Path | None
 
 
 def read_settings(path: str | Path) -> tuple[dict[str, Any], Path]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, write
 from yolo_os.integration.final import SAYS, final_shift
 from yolo_os.methods.base import Unchanged
-from yolo_os.recipe import ShiftRecipe, read_settings, training_settings
+from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
 from yolo_os.settings import reject_unknown
 from yolo_os.shifter import check_finite, plan
 from yolo_os.training.log import ShiftLog
@@ -30,7 +31,6 @@ from yolo_os.training.schedule import Schedule
 from yolo_os.training.step import StepShift
 
 TASKS = ("detect", "segment", "pose", "obb")
-Given = ShiftRecipe | Mapping[str, Any] | str | Path | None
 # Stands for a setting that was not given: it is then that of configs/train.yaml.
 SHIPPED: Any = type("Shipped", (), {"__repr__": lambda self: "as in configs/train.yaml"})()
 _OWN = ("every", "start", "end", "final")
@@ -109,9 +109,9 @@ class ShiftCallback:
         base = ShiftRecipe.from_dict({name: value for name, value in shipped.items() if name not in _OWN})
         given = {"every": every, "start": start, "end": end, "final": final}
         own: dict[str, Any] = {name: shipped[name] if value is SHIPPED else value for name, value in given.items()}
-        self.recipe = _recipe(recipe, base) or base
+        self.recipe = ShiftRecipe.given(recipe, base) or base
         self.schedule = Schedule(own["every"], own["start"], own["end"])
-        self.final = _recipe(own["final"], ShiftRecipe())
+        self.final = ShiftRecipe.given(own["final"])
         if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
             self.final = self.final.replace(layers=self.recipe.layers)
         if self.schedule.every is None and self.final is None:
@@ -151,6 +151,8 @@ class ShiftCallback:
             UserError: for another task than detection, segmentation, pose or oriented boxes, a head that this recipe
                 can do nothing to, or weights that are not finite.
         """
+        if not hasattr(model, "add_callback"):
+            raise UserError(f"SOS is attached to a YOLO or RTDETR, which trains; this is a {type(model).__name__}")
         task = getattr(model, "task", None)
         if task not in TASKS or not isinstance(getattr(model, "model", None), nn.Module):
             raise UserError(f"SOS shifts models for {', '.join(TASKS)}; this is a model for {task}")
@@ -159,11 +161,13 @@ class ShiftCallback:
         self.detach(model)
         for event in _EVENTS:
             model.add_callback(event, getattr(self, event))
+        model.tune = partial(_tune_without_shifts, model)
         return self
 
     @staticmethod
     def detach(model: Any) -> None:
         """Take what was attached off a `YOLO` again."""
+        vars(model).pop("tune", None)
         for event in _EVENTS:
             callbacks = model.callbacks.get(event, [])
             callbacks[:] = [
@@ -206,9 +210,14 @@ class ShiftCallback:
         head = find_head(trainer.model)
         unchanged = self._plan(head)
         shifted = [layer for layer in head.layers if layer.name not in unchanged]
-        frozen = [layer.name for layer in shifted if not layer.module.weight.requires_grad]
+        frozen = [layer for layer in shifted if not layer.module.weight.requires_grad]
         if frozen:
-            raise UserError(f"freeze={trainer.args.freeze} freezes the head ({', '.join(frozen)}): nothing to shift")
+            names, free = ", ".join(layer.name for layer in frozen), {layer.role for layer in shifted}
+            free -= {layer.role for layer in frozen}
+            remedy = f"leave them alone with os.layers={','.join(sorted(free))}" if free else "nothing is left to shift"
+            raise UserError(f"freeze={trainer.args.freeze} freezes {names}: {remedy}")
+        if trainer.args.amp == "bf16" and trainer.device.type != "cuda":
+            raise UserError("amp=bf16: Ultralytics trains in bfloat16 on a GPU only; leave amp= away")
         writes = RANK in (-1, 0)
         batches = len(trainer.train_loader)
         off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
@@ -255,10 +264,11 @@ class ShiftCallback:
     def on_train_batch_start(self, trainer: Any) -> None:
         """Watch the forward pass if the optimizer step that it leads to shifts."""
         run = self._running()
-        progress = (trainer.epoch + run.batch / len(trainer.train_loader)) / max(run.epochs, 1)
+        done, step = run.batch / len(trainer.train_loader), trainer.ema.updates + 1
         run.batch += 1
-        step = trainer.ema.updates + 1
-        if run.off or run.watching is not None or not self.schedule.due(step, trainer.epoch, run.period, progress):
+        if run.off or run.watching is not None:
+            return
+        if not self.schedule.due(step, trainer.epoch, run.period, done, run.epochs):
             return
         bare = unwrap(trainer.model)
         average = find_head(trainer.ema.ema)
@@ -391,14 +401,10 @@ _EVENTS = (
 )
 
 
-def _recipe(given: Given, base: ShiftRecipe) -> ShiftRecipe | None:
-    """A recipe from what it is given as; settings that are left out are those of `base`."""
-    if given is None or isinstance(given, ShiftRecipe):
-        return given
-    if isinstance(given, Mapping):
-        return ShiftRecipe.from_dict(given, "", base)
-    settings, file = read_settings(given)
-    return ShiftRecipe.from_dict(settings, str(file), base)
+def _tune_without_shifts(model: Any, *given: Any, **named: Any) -> Any:
+    """`model.tune()` with a word: it trains in processes of its own, which no callback reaches."""
+    LOGGER.warning(f"{SAYS}tune() starts trainings of its own that callbacks do not reach: they make no shifts")
+    return type(model).tune(model, *given, **named)
 
 
 def _settings_file(run: Path) -> Path:

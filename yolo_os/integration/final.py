@@ -47,7 +47,7 @@ def final_shift(trainer: Any, path: Path, recipe: ShiftRecipe) -> dict[str, floa
         progress=progress_bar,
     )
     if report.moved:
-        if path == trainer.best:
+        if path == trainer.best or not trainer.best.exists():  # save=False leaves last.pt alone
             strip_optimizer(path, path.with_name(f"{path.stem}-unshifted.pt"))
         write(shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__)), path)
         LOGGER.info(f"{SAYS}{path.name}: {report.verdict}")

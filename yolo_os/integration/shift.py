@@ -14,7 +14,7 @@ from yolo_os.forward import Batch, Progress
 from yolo_os.heads import find_head, unwrap
 from yolo_os.integration.checkpoint import complete_args
 from yolo_os.integration.data import calibration_batches
-from yolo_os.recipe import ShiftRecipe
+from yolo_os.recipe import Given, ShiftRecipe
 from yolo_os.report import ShiftReport
 from yolo_os.shift import shift_batches_, silent
 from yolo_os.shifter import check_finite, plan
@@ -23,7 +23,7 @@ from yolo_os.shifter import check_finite, plan
 def shift_(
     model: Any,
     data: str | Path | Iterable[Batch],
-    recipe: ShiftRecipe | None = None,
+    recipe: Given = None,
     *,
     held_out: Iterable[Batch] | None = None,
     imgsz: int | None = None,
@@ -44,7 +44,7 @@ def shift_(
             are drawn from its train split. Or an iterable of batches that can be gone through more than once: images
             (B, 3, H, W), uint8 or floats in 0..1, or dictionaries as Ultralytics' data loaders make them, whose
             labels the training loss needs; all of them are used.
-        recipe: what to do; the default recipe if None.
+        recipe: what to do: a recipe, its settings, or the name or file of one; the default recipe if None.
         held_out: batches that the shift does not use, for drift and loss; with `data` a name, they are drawn from it.
         imgsz: image size in pixels for `data` a name; that of the model's training if None.
         precision: in which the weights will be stored: the new ones are rounded to it, so that what is judged and
@@ -55,7 +55,7 @@ def shift_(
         UserError: for a model without prediction layers, weights or features that are not finite, a recipe that
             selects no layer or leaves none anything to shift, or data without images.
     """
-    recipe = recipe or ShiftRecipe()
+    recipe = ShiftRecipe.given(recipe) or ShiftRecipe()
     bare = unwrap(model)
     plan(find_head(bare), recipe)  # refused before data are looked for
     check_finite(bare)
@@ -66,6 +66,8 @@ def shift_(
         used = data
     with _complete_args(model, bare):
         unused = () if held_out is None else held_out
+        if hasattr(model, "predictor"):
+            model.predictor = None  # it holds a copy of the model as it was
         return shift_batches_(bare, used, recipe, held_out=unused, precision=precision, progress=progress)
 
 
