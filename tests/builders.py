@@ -113,3 +113,26 @@ def comp4(folder, **files):
     for name, lines in files.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def digits_subset(folder, digits, **counts):
+    """A data.yaml of its own with the first images of splits of the embedded devkit; returns its path."""
+    import shutil
+
+    import yaml
+
+    from yolo_os.evaluation.dataset import dataset_for
+
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    source = dataset_for(digits, classes=names).parent
+    for split, count in counts.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for image in sorted((source / "images" / f"{split}2007").iterdir())[:count]:
+            label = source / "labels" / f"{split}2007" / f"{image.stem}.txt"
+            shutil.copy(image.resolve(), folder / "images" / split / image.name)
+            if label.exists():
+                shutil.copy(label, folder / "labels" / split / label.name)
+    described = {"path": str(folder), **{split: f"images/{split}" for split in counts}, "names": list(names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump({"val": described.get("train"), **described}))
+    return folder / "data.yaml"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_os import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
+from yolo_os.modes.toward import TOWARD_KEYS, is_toward, shift_toward_checkpoint
 from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused
 from yolo_os.settings import Key
 
@@ -37,6 +38,7 @@ KEYS = (
     *MODEL_KEYS,
     Key("data", (str,), None, "data set YAML, its shipped name, or a VOCdevkit folder", required=True),
     Key("out", (str,), None, "the shifted checkpoint; None: the model's name with -os, beside it"),
+    *TOWARD_KEYS,
     Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (budget, os, sos, sos_paper)"),
     *recipe_keys(),
     *DATA_KEYS,
@@ -47,6 +49,7 @@ KEYS = (
 EXAMPLES = (
     "yolo-os shift model=best.pt data=my.yaml",
     "yolo-os shift model=best.pt data=VOCdevkit layers=cls keep=0.8 out=best-os.pt",
+    "yolo-os shift model=best.pt toward=yolo11n.pt data=my.yaml retain=old.yaml",
     "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
     "torchrun --nproc-per-node 4 -m yolo_os shift model=best.pt data=my.yaml images=10000",
 )
@@ -54,7 +57,10 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Shift as the keys say; the exit code."""
-    shift_checkpoint(options)
+    if is_toward(options):
+        shift_toward_checkpoint(options)
+    else:
+        shift_checkpoint(options)
     return 0
 
 
