@@ -143,3 +143,26 @@ def batch_of(layer, images=2, points=40, seed=0, scorer=None):
         return module(features[..., None]).detach()[..., 0]
 
     return features, outputs_of(layer.module), Anchors(outputs_of((scorer or layer).module), batch=seed)
+
+
+def digits_subset(folder, digits, **counts):
+    """A data.yaml of its own with the first images of splits of the embedded devkit; returns its path."""
+    import shutil
+
+    import yaml
+
+    from yolo_os.conversion.dataset import dataset_for
+
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    source = dataset_for(digits, classes=names).parent
+    for split, count in counts.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for image in sorted((source / "images" / f"{split}2007").iterdir())[:count]:
+            label = source / "labels" / f"{split}2007" / f"{image.stem}.txt"
+            shutil.copy(image.resolve(), folder / "images" / split / image.name)
+            if label.exists():
+                shutil.copy(label, folder / "labels" / split / label.name)
+    described = {"path": str(folder), **{split: f"images/{split}" for split in counts}, "names": list(names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump({"val": described.get("train"), **described}))
+    return folder / "data.yaml"

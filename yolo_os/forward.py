@@ -23,6 +23,11 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 CACHE_SHARE = 0.25
 
 
+def silent(items: Iterable[Any], title: str) -> Iterable[Any]:
+    """No progress bar."""
+    return items
+
+
 def run_pass(
     model: nn.Module,
     batches: Iterable[Batch],

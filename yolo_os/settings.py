@@ -136,6 +136,14 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def listed(value: Any) -> list[str]:
+    """A list, one text, or text with commas, as a list of texts; None is none."""
+    if value is None:
+        return []
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(part).strip() for part in parts if str(part).strip()]
+
+
 def _join_spaced(words: Sequence[str]) -> list[str]:
     """`a = b`, `a= b` and `a =b` as `a=b`, which is what a person means; a trailing comma is dropped."""
     joined: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from yolo_os.capture import LayerStatistics
 from yolo_os.distributed import gather
 from yolo_os.errors import UserError
-from yolo_os.forward import Batch, CachedHeads, Progress, memory_for_features, run_pass
+from yolo_os.forward import Batch, CachedHeads, Progress, memory_for_features, run_pass, silent
 from yolo_os.heads import Head, find_head
 from yolo_os.loss import LossMean, gains_of
 from yolo_os.methods import judged_after_training
@@ -20,11 +19,6 @@ from yolo_os.report import LossReport, ShiftReport
 from yolo_os.shifter import Judge, Shift, Shifter, check_finite, plan
 from yolo_os.statistics import Gram
 from yolo_os.timing import Clock
-
-
-def silent(batches: Iterable[Any], title: str) -> Iterable[Any]:
-    """No progress bar."""
-    return batches
 
 
 def shift_batches_(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,6 +68,44 @@ def evaluate_detections(
         recall_points=recall_points,
         images=np.arange(len(annotations.images)),
         classes=annotations.classes,
+    )
+
+
+def evaluate_boxes(
+    boxes: Mapping[str, NDArray[np.float64]],
+    truth: Mapping[str, NDArray[np.float64]],
+    classes: Sequence[str],
+    images: Sequence[str] | None = None,
+    iou_threshold: float = 0.5,
+) -> VOCResult:
+    """VOC AP of boxes against labels of any data set, in continuous pixels and without difficult objects.
+
+    Args:
+        boxes: by image, (k, 6): x1, y1, x2, y2, score, class index.
+        truth: by image, (k, 5): x1, y1, x2, y2, class index; an image without labels has an empty entry.
+        classes: names of the classes.
+        images: those that count; None: all of `truth`.
+        iou_threshold: as for `evaluate_voc`.
+    """
+    order = list(truth) if images is None else list(images)
+    found = [boxes.get(name, np.zeros((0, 6))) for name in order]
+    wanted = [truth[name] for name in order]
+    places = np.arange(len(order))
+    det, gt = np.concatenate([np.zeros((0, 6)), *found]), np.concatenate([np.zeros((0, 5)), *wanted])
+    return evaluate_voc(
+        np.repeat(places, [len(each) for each in wanted]),
+        gt[:, 4],
+        gt[:, :4],
+        np.zeros(len(gt), dtype=bool),
+        np.repeat(places, [len(each) for each in found]),
+        det[:, 5],
+        det[:, :4],
+        det[:, 4],
+        num_classes=len(classes),
+        iou_threshold=iou_threshold,
+        pixel_offset=0.0,
+        images=places,
+        classes=tuple(classes),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -21,10 +21,11 @@ from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, write
-from yolo_os.integration.final import SAYS, final_shift
+from yolo_os.integration.final import SAYS, final_shift, final_step, find_origin
 from yolo_os.methods.base import Unchanged
 from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
-from yolo_os.settings import reject_unknown
+from yolo_os.resources import resource
+from yolo_os.settings import listed, reject_unknown
 from yolo_os.shifter import check_finite, plan
 from yolo_os.training.log import ShiftLog
 from yolo_os.training.schedule import Schedule
@@ -33,7 +34,7 @@ from yolo_os.training.step import StepShift
 TASKS = ("detect", "segment", "pose", "obb")
 # Stands for a setting that was not given: it is then that of configs/train.yaml.
 SHIPPED: Any = type("Shipped", (), {"__repr__": lambda self: "as in configs/train.yaml"})()
-_OWN = ("every", "start", "end", "final")
+_OWN = ("every", "start", "end", "final", "toward", "retain", "retain_drop")
 
 
 @dataclass
@@ -52,6 +53,7 @@ class _Run:
     watching: StepShift | None = None
     stop_watching: ExitStack = field(default_factory=ExitStack)
     compiled: Any = None  # the compiled model, while a step that shifts runs the model itself
+    origin: str | None = None  # the file of the weights that the training started from, where they are moved towards
     finished: bool = False
     epoch: int = 0
     columns: bool = True  # whether results.csv has ours: not where a training is resumed that was begun without
@@ -92,6 +94,11 @@ class ShiftCallback:
         every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training.
         start, end: shares of the training, between 0 and 1, between which shifts come.
         final: recipe of the shift of the saved weights, given likewise; None: none.
+        toward: True, or a file: at the end move all layers of `best.pt` towards the weights that the training started
+            from, as far as val allows (see `integration.toward`); no other shift is then made, unless `every` or
+            `final` is given too.
+        retain: with `toward`, data that must not get worse.
+        retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported.
 
     Raises:
         UserError: for a bad setting.
@@ -104,17 +111,29 @@ class ShiftCallback:
         start: float = SHIPPED,
         end: float = SHIPPED,
         final: Given = SHIPPED,
+        toward: str | Path | bool | None = SHIPPED,
+        retain: str | Path | Sequence[str | Path] | None = SHIPPED,
+        retain_drop: float | None = SHIPPED,
     ) -> None:
         shipped = training_settings()
         base = ShiftRecipe.from_dict({name: value for name, value in shipped.items() if name not in _OWN})
-        given = {"every": every, "start": start, "end": end, "final": final}
+        given: dict[str, Any] = {"every": every, "start": start, "end": end, "final": final}
+        given |= {"toward": toward, "retain": retain, "retain_drop": retain_drop}
+        if given["toward"] not in (SHIPPED, None, False):
+            given |= {name: None for name in ("every", "final") if given[name] is SHIPPED}
         own: dict[str, Any] = {name: shipped[name] if value is SHIPPED else value for name, value in given.items()}
         self.recipe = ShiftRecipe.given(recipe, base) or base
         self.schedule = Schedule(own["every"], own["start"], own["end"])
         self.final = ShiftRecipe.given(own["final"])
         if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
             self.final = self.final.replace(layers=self.recipe.layers)
-        if self.schedule.every is None and self.final is None:
+        self.toward: str | bool | None = own["toward"] if isinstance(own["toward"], bool | None) else str(own["toward"])
+        self.retain, self.retain_drop = listed(own["retain"]), own["retain_drop"]
+        if self.retain_drop is not None and not (isinstance(self.retain_drop, int | float) and self.retain_drop >= 0):
+            raise UserError(f"retain_drop={self.retain_drop}: takes a number from 0, or None")
+        if not self.toward and (self.retain or self.retain_drop is not None):
+            raise UserError("retain= and retain_drop= say nothing without toward=")
+        if self.schedule.every is None and self.final is None and not self.toward:
             raise UserError("every=None and final=None: there is nothing left to do")
         self._run: _Run | None = None
 
@@ -130,6 +149,8 @@ class ShiftCallback:
             UserError: if there is no such file, or for an unknown setting or a bad value.
         """
         settings, file = read_settings(path)
+        if file == resource("configs/train.yaml"):
+            settings = {}  # what is not given is as there
         known = [*(setting.name for setting in fields(ShiftRecipe)), *_OWN]
         reject_unknown(changes, known)
         try:
@@ -187,6 +208,8 @@ class ShiftCallback:
             raise UserError("quantize=8: the norm of weights that are quantised in training is not theirs to choose")
 
     def _plan(self, head: Head) -> dict[str, str]:
+        if self.schedule.every is None and self.final is None:
+            return {}  # nothing but the step towards the origin
         unchanged = plan(head, self.recipe)
         if self.final is not None:
             plan(head, self.final)
@@ -209,7 +232,8 @@ class ShiftCallback:
             raise UserError("compile=: on several GPUs the steps that shift can't run uncompiled: leave one of the two")
         head = find_head(trainer.model)
         unchanged = self._plan(head)
-        shifted = [layer for layer in head.layers if layer.name not in unchanged]
+        shifts = self.schedule.every is not None or self.final is not None
+        shifted = [layer for layer in head.layers if shifts and layer.name not in unchanged]
         frozen = [layer for layer in shifted if not layer.module.weight.requires_grad]
         if frozen:
             names, free = ", ".join(layer.name for layer in frozen), {layer.role for layer in shifted}
@@ -220,8 +244,10 @@ class ShiftCallback:
             raise UserError("amp=bf16: Ultralytics trains in bfloat16 on a GPU only; leave amp= away")
         writes = RANK in (-1, 0)
         batches = len(trainer.train_loader)
+        origin = str(find_origin(self.toward, trainer)) if self.toward else None
         off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
         self._run = _Run(head, unchanged, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
+        self._run.origin = origin
         self._run.log.begin(bool(trainer.resume))
         self._run.columns = not trainer.csv.exists() or "os/norm" in trainer.csv.read_text(encoding="utf-8")
         count = self.schedule.count(batches, trainer.accumulate, trainer.epochs)
@@ -229,7 +255,8 @@ class ShiftCallback:
             file = _settings_file(Path(trainer.save_dir))
             file.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(file) as temporary:
-                temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+                settings = {**self.to_dict(), "toward": origin}  # which a resumed training could not tell any more
+                temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         if off:
             LOGGER.warning(
                 f"{SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
@@ -322,9 +349,11 @@ class ShiftCallback:
         if run.finished or not trainer.stop or RANK not in (-1, 0):
             return
         run.finished = True
+        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
+        if run.origin and saved:
+            self._move_toward(run.origin, trainer, run, saved[0])
         if run.off or self.final is None:
             return
-        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
         same = len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
         with alone():  # the other processes wait for this one's checkpoint
             for path in saved[:1] if same else saved:
@@ -342,6 +371,15 @@ class ShiftCallback:
         if trainer.epoch > run.epoch:  # a stop that came late: Ultralytics has validated already
             run.validated.clear()
             LOGGER.warning(f"{SAYS}the validation above is of the weights before the final shift")
+
+    def _move_toward(self, origin: str, trainer: Any, run: _Run, path: Path) -> None:
+        """The final step of the weights that are taken; whatever fails is no reason to lose a training over."""
+        with alone():
+            try:
+                run.validated = final_step(trainer, path, origin, self.retain, self.retain_drop)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                LOGGER.warning(f"{SAYS}no step of {path.name} towards {origin}, it stays as trained: {why}")
 
     def on_train_end(self, trainer: Any) -> None:
         """Say what was done, and plot it."""
@@ -375,12 +413,16 @@ class ShiftCallback:
     def to_dict(self) -> dict[str, Any]:
         """The settings, as `from_yaml` reads them."""
         final = self.final.to_dict() if self.final else None
-        return {**self.recipe.to_dict(), **self.schedule.to_dict(), "final": final}
+        toward = {"toward": self.toward, "retain": self.retain or None, "retain_drop": self.retain_drop}
+        return {**self.recipe.to_dict(), **self.schedule.to_dict(), "final": final, **toward}
 
     def __str__(self) -> str:
         """One line: what is shifted when."""
-        final = f"final shift by {self.final.method}" if self.final else "no final shift"
-        return f"{self.recipe.method}, {self.schedule}; {final}" if self.schedule.every else f"only a {final}"
+        parts = [f"{self.recipe.method}, {self.schedule}"] if self.schedule.every else []
+        origin = "the weights it starts from" if self.toward is True else self.toward
+        parts += [f"final step towards {origin}"] if origin else []
+        parts += [f"final shift by {self.final.method}"] if self.final else []
+        return "; ".join(parts)
 
     def _running(self) -> _Run:
         assert self._run is not None, "the trainer called no on_pretrain_routine_end"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
+from yolo_os.toward import named_tensors
 
 RECORD = "yolo_os"  # the checkpoint's key for the list of shifts made to it
 # What only an unfinished training needs: a shifted model can't resume it, as `yolo train` clears them when it ends.
@@ -57,7 +59,7 @@ class Checkpoint:
         return list(self.contents.get(RECORD) or [])
 
 
-def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
+def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -> Checkpoint:
     """Read an Ultralytics checkpoint.
 
     A checkpoint is a pickle, and unpickling can run code. Only the model classes of torch and Ultralytics, and plain
@@ -66,6 +68,7 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     Args:
         path: of the `.pt` file; never downloaded.
         trust: unpickle whatever the file holds, its code included: only for a file whose maker you trust.
+        key: what an error calls the file.
 
     Raises:
         UserError: if there is no such file, it is no checkpoint, or it holds classes that are not let through.
@@ -77,18 +80,18 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
             if file.parent != Path()
             else "; yolo-os downloads nothing: fetch official weights with Ultralytics first"
         )
-        raise UserError(f"model={path}: no such file{hint}")
+        raise UserError(f"{key}={path}: no such file{hint}")
     if file.is_dir():
-        raise UserError(f"model={path}: it is a folder; give the checkpoint's file")
+        raise UserError(f"{key}={path}: it is a folder; give the checkpoint's file")
     if file.suffix != ".pt":
-        raise UserError(f"model={path}: takes a .pt checkpoint; exported formats hold no weights that can be shifted")
+        raise UserError(f"{key}={path}: takes a .pt checkpoint; exported formats hold no weights that can be shifted")
     try:
         contents, _ = torch_safe_load(str(file), safe_only=not trust)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
-        raise UserError(f"model={path}: {_why_unreadable(file, error, trust)}") from None
+        raise UserError(f"{key}={path}: {_why_unreadable(file, error, trust)}") from None
     stored = (contents.get("ema") or contents.get("model")) if isinstance(contents, dict) else None
     if not isinstance(stored, nn.Module):
-        raise UserError(f"model={path}: no Ultralytics checkpoint: it holds no model (a bare state_dict is not enough)")
+        raise UserError(f"{key}={path}: no Ultralytics checkpoint: it holds no model (a bare state_dict is not enough)")
     model = copy.deepcopy(stored).float().eval()
     untyped: Any = model
     untyped.args = complete_args(contents.get("train_args") or {})
@@ -99,6 +102,25 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
 def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The args of a training as a checkpoint records them, completed by Ultralytics' defaults, as it does itself."""
     return {**DEFAULT_CFG_DICT, **recorded}
+
+
+@contextmanager
+def trained_args(model: Any, bare: nn.Module) -> Iterator[None]:
+    """The args of its training on a bare model for the length of a block, where a `YOLO` keeps them apart.
+
+    A `YOLO` made from a file keeps most of them in its checkpoint only, and a loss needs its gains.
+    """
+    checkpoint = getattr(model, "ckpt", None)
+    untyped: Any = bare
+    args = getattr(untyped, "args", None)
+    if not isinstance(checkpoint, Mapping) or not isinstance(args, Mapping):
+        yield
+        return
+    untyped.args = {**complete_args(checkpoint.get("train_args") or {}), **args}
+    try:
+        yield
+    finally:
+        untyped.args = args
 
 
 def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any], out: Path) -> None:
@@ -113,17 +135,16 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
 
 
 def shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of a checkpoint with the prediction layers of `model` and everything else as it was.
+    """The contents of a checkpoint with the weights of `model`, a shifted copy of its own, and all else as it was.
 
     The weights keep the precision of the file read; the record is appended to those of earlier shifts. What only an
     unfinished training needs is cleared, as `yolo train` does when it ends.
     """
     stored: Any = copy.deepcopy(checkpoint.stored)
+    new = named_tensors(model)
     with torch.no_grad():
-        for old, new in zip(find_head(stored).layers, find_head(model).layers):
-            old.module.weight.copy_(new.module.weight)
-            if old.module.bias is not None and new.module.bias is not None:
-                old.module.bias.copy_(new.module.bias)
+        for name, tensor in named_tensors(stored).items():
+            tensor.copy_(new[name])
     if hasattr(stored, "args"):
         stored.args = dict(stored.args) if isinstance(stored.args, Mapping) else dict(vars(stored.args))
     if hasattr(stored, "criterion"):
@@ -151,12 +172,24 @@ def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, 
     return {
         "layers_moved": sum(not torch.equal(old.to(new), new) for old, new in ((o, n.cpu()) for o, n in pairs)),
         "keep": norms[1] / norms[0] if norms[0] else 1.0,
+        **provenance(checkpoint, version),
+        "recipe": dict(recipe),
+    }
+
+
+def provenance(checkpoint: Checkpoint, version: str) -> dict[str, Any]:
+    """What every record of a shift says of when, by what and of which file it was made."""
+    return {
         "version": version,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": checkpoint.path.name,
-        "source_sha256": hashlib.sha256(checkpoint.path.read_bytes()).hexdigest(),
-        "recipe": dict(recipe),
+        "source_sha256": digest(checkpoint.path),
     }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _why_unreadable(file: Path, error: Exception, trust: bool) -> str:

@@ -134,12 +134,8 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         UserError: if there is no such data set or split, or it holds no readable image.
     """
     untyped: Any = model
-    args = dict(untyped.args) if isinstance(getattr(model, "args", None), Mapping) else {}
-    trained = args.get("imgsz") or 640
-    size = imgsz or int(max(trained) if isinstance(trained, list | tuple) else trained)
-    stride = max(int(untyped.stride.max()), 32)
-    if size < stride or size % stride:
-        raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
+    args = args_of(model)
+    size = image_size(model, imgsz)
     single = bool(args.get("single_cls"))
     described = describe(data, split, None if single else class_names_of(model))
     known = getattr(untyped.model[-1], "nc", None)
@@ -161,9 +157,37 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
                 rect=False,
                 data=described,
             )
-        return build_yolo_dataset(cfg, described[split], batch, described, mode="val", rect=False, stride=stride)
+        return build_yolo_dataset(
+            cfg, described[split], batch, described, mode="val", rect=False, stride=stride_of(model)
+        )
     except Exception as error:  # Ultralytics raises anything from AssertionError to SyntaxError here
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
+
+
+def args_of(model: nn.Module) -> dict[str, Any]:
+    """The args of its training that a bare model carries; none where it carries none."""
+    args: Any = getattr(model, "args", None)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def stride_of(model: nn.Module) -> int:
+    """What image sizes are multiples of."""
+    untyped: Any = model
+    return max(int(untyped.stride.max()), 32)
+
+
+def image_size(model: nn.Module, imgsz: int | None) -> int:
+    """The image size given, in pixels, or that of the model's training if None.
+
+    Raises:
+        UserError: if it is no multiple of the model's stride.
+    """
+    trained = args_of(model).get("imgsz") or 640
+    size = imgsz or int(max(trained) if isinstance(trained, list | tuple) else trained)
+    stride = stride_of(model)
+    if size < stride or size % stride:
+        raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
+    return size
 
 
 def class_names_of(model: nn.Module) -> list[str]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from yolo_os.forward import Batch, Progress
+from yolo_os.errors import UserError
+from yolo_os.forward import Batch, Progress, silent
 from yolo_os.heads import find_head, unwrap
-from yolo_os.integration.checkpoint import complete_args
+from yolo_os.integration.checkpoint import trained_args
 from yolo_os.integration.data import calibration_batches
+from yolo_os.integration.toward import shift_toward_
 from yolo_os.recipe import Given, ShiftRecipe
 from yolo_os.report import ShiftReport
-from yolo_os.shift import shift_batches_, silent
+from yolo_os.shift import shift_batches_
 from yolo_os.shifter import check_finite, plan
+from yolo_os.toward import Origin, TowardReport
 
 
 def shift_(
@@ -29,8 +30,14 @@ def shift_(
     imgsz: int | None = None,
     precision: torch.dtype | None = None,
     progress: Progress = silent,
-) -> ShiftReport:
+    toward: str | Path | Origin | bool | None = None,
+    retain: str | Path | Sequence[str | Path] = (),
+    retain_drop: float | None = None,
+) -> ShiftReport | TowardReport:
     """Shift the prediction layers of a model, in place; everything else of the model is left as it was.
+
+    With `toward`, move all layers towards the weights that the training started from instead, as far as the val split
+    of `data` says that it helps (see `integration.toward.shift_toward_`, which has more settings).
 
     In a process group every process must call this, each with its share of the batches, one at least: statistics
     and losses are added up over all, and all end with the same weights.
@@ -50,11 +57,33 @@ def shift_(
         precision: in which the weights will be stored: the new ones are rounded to it, so that what is judged and
             reported is what the file will hold; None: as they are in the model.
         progress: wraps the batches of a pass, with a title, to show a progress bar.
+        toward: the checkpoint that the training started from; True: the one that the model's record names.
+        retain: with `toward`, data that must not get worse.
+        retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported.
 
     Raises:
         UserError: for a model without prediction layers, weights or features that are not finite, a recipe that
             selects no layer or leaves none anything to shift, or data without images.
     """
+    if hasattr(model, "predictor"):
+        model.predictor = None  # it holds a copy of the model as it was
+    if toward not in (None, False):
+        if recipe is not None or held_out is not None:
+            raise UserError("recipe= and held_out= are for a shift of the prediction layers, not for one with toward=")
+        if not isinstance(data, str | Path):
+            raise UserError("a shift with toward= is judged by mAP on the val split: give data= by its name")
+        return shift_toward_(
+            model,
+            toward,
+            data,
+            retain=retain,
+            retain_drop=retain_drop,
+            imgsz=imgsz,
+            precision=precision,
+            progress=progress,
+        )
+    if retain or retain_drop is not None:
+        raise UserError("retain= and retain_drop= are for a shift with toward=")
     recipe = ShiftRecipe.given(recipe) or ShiftRecipe()
     bare = unwrap(model)
     plan(find_head(bare), recipe)  # refused before data are looked for
@@ -64,28 +93,6 @@ def shift_(
         used, held_out = calibration_batches(bare, data, recipe, imgsz=imgsz)
     else:
         used = data
-    with _complete_args(model, bare):
+    with trained_args(model, bare):
         unused = () if held_out is None else held_out
-        if hasattr(model, "predictor"):
-            model.predictor = None  # it holds a copy of the model as it was
         return shift_batches_(bare, used, recipe, held_out=unused, precision=precision, progress=progress)
-
-
-@contextmanager
-def _complete_args(model: Any, bare: nn.Module) -> Iterator[None]:
-    """The args of the model's training on the bare model for the length of a block.
-
-    A `YOLO` made from a file keeps most of them in its checkpoint only, and a loss needs its gains.
-    """
-    checkpoint = getattr(model, "ckpt", None)
-    recorded = (checkpoint.get("train_args") or {}) if isinstance(checkpoint, Mapping) else None
-    args: Any = getattr(bare, "args", None)
-    if recorded is None or not isinstance(args, Mapping):
-        yield
-        return
-    untyped: Any = bare
-    untyped.args = {**complete_args(recorded), **args}
-    try:
-        yield
-    finally:
-        untyped.args = args

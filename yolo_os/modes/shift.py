@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder
+from yolo_os.modes.toward import TOWARD_KEYS, is_toward, shift_toward_checkpoint
 from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused, with_implied_method
 from yolo_os.settings import Key
 
@@ -34,6 +35,7 @@ KEYS = (
     *MODEL_KEYS,
     Key("data", (str,), None, "data set YAML, its shipped name, or a VOCdevkit folder", required=True),
     Key("out", (str,), None, "the shifted checkpoint; None: the model's name with -os, beside it"),
+    *TOWARD_KEYS,
     Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (budget, os, sos, sos_paper)"),
     *recipe_keys(),
     *DATA_KEYS,
@@ -44,6 +46,7 @@ KEYS = (
 EXAMPLES = (
     "yolo-os shift model=best.pt data=my.yaml",
     "yolo-os shift model=best.pt data=VOCdevkit layers=cls keep=0.8 out=best-os.pt",
+    "yolo-os shift model=best.pt toward=yolo11n.pt data=my.yaml retain=old.yaml",
     "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
     "torchrun --nproc-per-node 4 -m yolo_os shift model=best.pt data=my.yaml images=10000",
 )
@@ -51,7 +54,10 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Shift as the keys say; the exit code."""
-    shift_checkpoint(options)
+    if is_toward(options):
+        shift_toward_checkpoint(options)
+    else:
+        shift_checkpoint(options)
     return 0
 
 
@@ -86,12 +92,13 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
 def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path) -> tuple[ShiftReport, Path]:
     """The shift itself, in one of several processes: all of them compute, the first one writes and prints."""
     from yolo_os.distributed import local_device, rank
+    from yolo_os.forward import silent
     from yolo_os.heads import find_head
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
     from yolo_os.integration.data import calibration_batches
     from yolo_os.integration.runtime import choose_device, progress_bar
     from yolo_os.plots.shift import plot_report
-    from yolo_os.shift import shift_batches_, silent
+    from yolo_os.shift import shift_batches_
     from yolo_os.shifter import check_finite, plan
 
     checkpoint = load_checkpoint(source, options["trust"])

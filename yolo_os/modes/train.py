@@ -27,6 +27,22 @@ _OWN = (
         "recipe of the shift of the saved weights at the end, a file or a shipped name; None: none",
         filled=False,
     ),
+    Key(
+        "toward",
+        (bool, str, type(None)),
+        None,
+        "at the end move all layers towards the weights that the training starts from, as far as val allows: True, or "
+        "their file; no other shift is then made unless os.every or os.final is given",
+        filled=False,
+    ),
+    Key("retain", (str, list, type(None)), None, "with os.toward: data that must not get worse", filled=False),
+    Key(
+        "retain_drop",
+        (float, type(None)),
+        None,
+        "with os.toward: most mAP that may be lost on retained data; None: the new data alone decide",
+        filled=False,
+    ),
     *(key for key in recipe_keys() if key.name not in _NOT_IN_TRAINING),
     Key(
         "trust",
@@ -53,6 +69,7 @@ NOTE = (
 EXAMPLES = (
     "yolo-os train model=yolo11n.pt data=my.yaml epochs=100",
     "yolo-os train model=yolo11n.pt data=VOCdevkit epochs=50 imgsz=320 os.every=2epochs os.start=0.5",
+    "yolo-os train model=old.pt data=new.yaml epochs=50 os.toward=True os.retain=old.yaml",
     "yolo-os train model=yolo11n.pt data=my.yaml epochs=100 device=0,1 os=sos os.every=100",
     "yolo-os train model=runs/detect/train/weights/last.pt resume=True",
 )
