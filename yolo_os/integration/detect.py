@@ -31,15 +31,15 @@ class Detected:
     """What a detector found in a data set.
 
     Attributes:
-        boxes: by image stem, (k, 6): x1, y1, x2, y2 in continuous pixels of the original image (left edge 0, right
-            edge its width), score, class index; highest score first.
+        boxes: by path of the image in the data set, (k, 6): x1, y1, x2, y2 in continuous pixels of the original image
+            (left edge 0, right edge its width), score, class index; highest score first.
         names: class names by index, as the model has them.
-        ultralytics_map50: what `yolo val` prints as mAP50 for the same detections.
+        ultralytics_map50: what `yolo val` prints as mAP50 for the same detections; None where that is of other classes.
     """
 
     boxes: dict[str, NDArray[np.float64]]
     names: dict[int, str]
-    ultralytics_map50: float
+    ultralytics_map50: float | None
 
 
 def detect(
@@ -96,7 +96,7 @@ def detect(
                 prepared = self._prepare_batch(index, batch)
                 scaled = self.scale_preds(prediction, prepared)
                 columns = (scaled["bboxes"], scaled["conf"][:, None], scaled["cls"][:, None])
-                found[Path(batch["im_file"][index]).stem] = torch.cat(columns, 1).double().cpu().numpy()
+                found[batch["im_file"][index]] = torch.cat(columns, 1).double().cpu().numpy()
             super().update_metrics(preds, batch)
 
     settings = {
@@ -121,5 +121,4 @@ def detect(
             validator(model=copy.deepcopy(module))  # it fuses what it is given
         except (RuntimeError, ValueError, FileNotFoundError, AssertionError, TypeError) as error:
             raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
-    names = {int(index): str(name) for index, name in dict(module.names).items()}
-    return Detected(found, names, float(validator.metrics.box.map50))
+    return Detected(found, dict(enumerate(class_names_of(module))), float(validator.metrics.box.map50))
