@@ -17,11 +17,11 @@ import yaml
 from yolo_os import __version__
 from yolo_os.conversion.duplicates import same_images
 from yolo_os.conversion.folder import record_of, replacing
-from yolo_os.conversion.labels import Placer, folder_names, write_split
+from yolo_os.conversion.labels import Placer, write_split
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations, Problem, said_of_classes
 from yolo_os.evaluation.readers.cache import cache_folder, fingerprint
-from yolo_os.evaluation.readers.data_yaml import RECORD, SPLITS
+from yolo_os.evaluation.readers.data_yaml import RECORD, SPLITS, folder_names
 from yolo_os.evaluation.readers.devkit import class_names, find_roots, read_roots, with_split
 from yolo_os.evaluation.readers.image_sets import is_empty, why_missing
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.evaluation.annotations import Annotations, Problem, unusable_image
+from yolo_os.evaluation.readers.data_yaml import folder_names
 
 
 class Placer:
@@ -79,13 +79,3 @@ def label_lines(class_index: NDArray[np.int64], box: NDArray[np.float64], size: 
     return "".join(
         f"{label} {x:.10g} {y:.10g} {w:.10g} {h:.10g}\n" for label, (x, y, w, h) in zip(class_index.tolist(), rows)
     )
-
-
-def folder_names(split: str, roots: Sequence[Path]) -> list[str]:
-    """`train2007`, as Ultralytics' VOC.yaml has it, for each root; told apart by a number where they are the same."""
-    names: list[str] = []
-    for root in roots:
-        name = split + root.name.removeprefix("VOC")
-        twins = (f"{name}-{number}" for number in range(2, len(roots) + 2))
-        names.append(name if name not in names else next(twin for twin in twins if twin not in names))
-    return names

@@ -39,7 +39,7 @@ class Problem:
 
 def unusable_image(file: Path) -> Problem:
     """The problem of an image that is not there, or can't be read."""
-    what = "can't be read (damaged or cut short?)" if file.is_file() else "is missing"
+    what = "can't be read (damaged, cut short or under 10 pixels)" if file.is_file() else "is missing"
     return Problem(file, 0, f"the image {what}: left out", True)
 
 
@@ -139,7 +139,8 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
         Problems where only the writing of a name differs, most likely by mistake; and notes on the others.
     """
     unnamed = sum((Counter(split.unnamed) for split in splits), Counter[str]())
-    named = {plain(name): name for name in splits[0].classes}
+    classes = splits[0].classes
+    named = {plain(name): name for name in classes}
     place = splits[0].roots[0] / "Annotations"
     problems = [
         Problem(place, 0, f"{count} objects of '{name}' left out: the class named is '{named[plain(name)]}'", True)
@@ -147,7 +148,8 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
         if plain(name) in named
     ]
     others = {name: count for name, count in unnamed.items() if plain(name) not in named}
-    notes = []
+    alike = [name for name in classes if [plain(other) for other in classes].count(plain(name)) > 1]
+    notes = [f"classes whose names differ in writing only are taken as several: {some(alike)}"] if alike else []
     if others:
         shown = some(f"{count} of {name}" for name, count in others.items())
         notes.append(f"{sum(others.values())} objects are left out, of classes that are not named: {shown}")

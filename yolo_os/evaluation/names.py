@@ -20,6 +20,13 @@ def match_names(names: Mapping[int, str], classes: Sequence[str]) -> dict[int, i
     return {number: index for number, index in found.items() if index is not None}
 
 
+def written_otherwise(names: Mapping[int, str], matched: Mapping[int, int], classes: Sequence[str]) -> list[str]:
+    """A note on the names that `match_names` found in another writing, if there are any."""
+    pairs = ((names[number], classes[index]) for number, index in matched.items())
+    differing = [f"{name} is {other}" for name, other in pairs if name != other]
+    return [f"names of classes are written otherwise: {some(differing)}"] if differing else []
+
+
 def plain(name: str) -> str:
     """A name without case, spaces, hyphens and underscores, and as VOC calls the class."""
     form = re.sub(r"[\s_-]", "", name.lower())

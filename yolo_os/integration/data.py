@@ -170,7 +170,9 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
 def class_names_of(model: nn.Module) -> list[str]:
     """The names of a model's classes, in its order."""
     names: Any = getattr(model, "names", None) or {}
-    return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
+    if isinstance(names, Mapping):  # by numbers, which some write as text
+        names = [names[index] for index in sorted(names, key=int)]
+    return [str(name) for name in names]
 
 
 def class_order(found: Sequence[str], known: Sequence[str], every: bool = False) -> list[str]:

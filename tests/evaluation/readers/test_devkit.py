@@ -126,6 +126,9 @@ def test_classes_that_are_not_named_are_counted(tmp_path):
         "no object is of class caar, car",
     ]
     assert said_of_classes([read_devkit(kit)]) == ([], [])
+    kit = write_devkit(tmp_path, {"a": [("Car", (1, 1, 9, 9)), ("car", (1, 1, 9, 9))]}, {"test": "a"})
+    _, (note,) = said_of_classes([read_devkit(kit)])
+    assert note == "classes whose names differ in writing only are taken as several: Car, car"
 
 
 WHY_NO_OBJECT = {

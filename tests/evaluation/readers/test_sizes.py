@@ -1,5 +1,6 @@
 """Where an XML file and its image disagree on the image's size."""
 
+import numpy as np
 import pytest
 from builders import write_devkit, write_picture, xml
 
@@ -46,9 +47,29 @@ def test_one_such_image_speaks_for_all_that_disagree(tmp_path):
     assert read_devkit(kit, split="train").left_out == {"a"}
 
 
-def test_a_photo_annotated_before_it_was_turned_is_left_out(tmp_path):
-    (problem,) = read_devkit(kit_of(tmp_path, IMAGE, orientation=6), split="train").lost
-    assert "the image is 80 x 100 once its EXIF orientation 6 has turned it" in problem.text
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_of_a_photo_annotated_before_it_was_turned_are_turned_with_it(tmp_path, orientation):
+    from PIL import Image, ImageOps
+
+    kit = kit_of(tmp_path, IMAGE, orientation=orientation)
+    x1, y1, x2, y2 = INSIDE[1]
+    pixels = np.zeros((IMAGE[1], IMAGE[0]), np.uint8)
+    pixels[y1 - 1 : y2, x1 - 1 : x2] = 255
+    painted = Image.fromarray(pixels)
+    painted.getexif()[0x0112] = orientation
+    rows, columns = np.nonzero(np.asarray(ImageOps.exif_transpose(painted)))
+    found = read_devkit(kit, split="train")
+    assert found.box[0].tolist() == [columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1]
+    assert found.size[0].tolist() == [80, 100]
+    (problem,) = found.problems
+    assert f"EXIF orientation {orientation} turns the image, and <size> is that before" in problem.text
+
+
+def test_boxes_that_fit_the_turned_photo_only_are_of_that(tmp_path):
+    found = read_devkit(kit_of(tmp_path, IMAGE, [("cat", (1, 1, 80, 100))], orientation=6), split="train")
+    assert found.box[0].tolist() == [1, 1, 80, 100]
+    (problem,) = found.problems
+    assert "<size> says 100 x 80, and the image is 80 x 100: boxes are taken as pixels of the image" in problem.text
 
 
 def test_a_photo_annotated_as_it_is_shown_is_right(tmp_path):

@@ -16,7 +16,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
-from yolo_os.evaluation.names import match_names, some
+from yolo_os.evaluation.names import match_names, some, written_otherwise
 from yolo_os.files import written_whole
 
 
@@ -66,6 +66,7 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
     notes: list[str] = []
     if names:
         by_number: dict[Any, int] = match_names(names, annotations.classes)
+        notes = written_otherwise(names, by_number, annotations.classes)
     else:
         by_number, notes = _classes_of(file, different, annotations.classes, how.first_category)
     label = np.array([by_number.get(category, -1) for category in categories], dtype=np.int64)

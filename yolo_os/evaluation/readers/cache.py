@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -40,7 +39,8 @@ def fingerprint(*folders: Path) -> str:
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
-    with contextlib.suppress(OSError):  # a link to nothing
+    try:
         stat = entry.stat()
-        return stat.st_size, stat.st_mtime_ns
-    return 0, 0
+    except OSError:  # a link to nothing
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns

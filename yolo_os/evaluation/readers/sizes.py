@@ -1,8 +1,12 @@
 """The size of an image where its XML file and the image itself disagree.
 
-An image that was resized after it was annotated, or is turned by its EXIF orientation, has boxes that are pixels of
-another image than the detector sees; an annotation tool that exchanges width and height has not. The image's own
-header is the truth about the image, and the boxes show which of the two it is.
+The image's own header is the truth about the image; of which image the boxes are, size and boxes show together:
+
+- the size before EXIF turns the image (tools that don't look at EXIF): the boxes are turned as it is, unless they
+  fit the turned image only;
+- another size, as of tools that exchange width and height or write the size of the screen: the boxes are pixels of the
+  image, if all boxes of such files fit their images;
+- else the image was resized after it was annotated, and is left out.
 """
 
 from __future__ import annotations
@@ -19,9 +23,6 @@ _OVER = 1.05  # boxes reach beyond their image by a pixel or two where they are 
 def settle_sizes(files: Mapping[str, XMLFile], images: Mapping[str, str]) -> dict[str, XMLFile]:
     """The files with the sizes of their images, where there are images.
 
-    Where a file disagrees with its image, the boxes are taken as the image's pixels, and that is said. Where that can't
-    be so, since boxes of such files reach beyond their images, all files of the folder that disagree are left out.
-
     Args:
         files: the XML files by stem.
         images: paths of the image files by stem.
@@ -30,35 +31,52 @@ def settle_sizes(files: Mapping[str, XMLFile], images: Mapping[str, str]) -> dic
     differing = {
         stem: header for stem, header in headers.items() if header and files[stem].size not in ((0.0, 0.0), header.size)
     }
-    beyond = any(_reaches_beyond(files[stem], header) for stem, header in differing.items())
+    resized = any(
+        not _fits(files[stem], header.size) for stem, header in differing.items() if files[stem].size != header.stored
+    )
     settled = {}
     for stem, file in files.items():
         header = headers.get(stem)
         if header is None:
             file = within(file, file.size) if file.readable else file
         elif file.readable:
-            file = _settle(file, header, stem in differing, beyond)
+            file = _settle(file, header, stem in differing, resized)
         settled[stem] = file._replace(image=images.get(stem, ""), image_readable=header is not None)
     return settled
 
 
-def _settle(file: XMLFile, header: Header, differs: bool, beyond: bool) -> XMLFile:
-    shown = f"{header.size[0]:g} x {header.size[1]:g}"
-    says = f"<size> says {file.size[0]:g} x {file.size[1]:g}, and the image is {shown}"
-    if differs and file.size == header.stored:
-        return left_out(file, f"{says} once its EXIF orientation {header.orientation} has turned it")
-    if differs and beyond:
-        return left_out(file, f"{says}; boxes of such files reach beyond their images, so they are of other images")
+def _settle(file: XMLFile, header: Header, differs: bool, resized: bool) -> XMLFile:
+    says = f"<size> says {file.size[0]:g} x {file.size[1]:g}, and the image is {header.size[0]:g} x {header.size[1]:g}"
+    exif = f"EXIF orientation {header.orientation} turns the image"
     note = ""
-    if differs:
+    if differs and file.size == header.stored and (_fits(file, header.stored) or not _fits(file, header.size)):
+        file, note = _turned(file, header), f"{exif}, and <size> is that before: boxes are turned as well"
+    elif differs and resized:
+        return left_out(file, f"{says}; boxes of such files reach beyond their images, so they are of other images")
+    elif differs:
         note = f"{says}: boxes are taken as pixels of the image"
     elif header.orientation > 1 and header.size == header.stored:
-        note = f"EXIF orientation {header.orientation} turns the image: boxes are taken as pixels of the turned image"
+        note = f"{exif}: boxes are taken as pixels of the turned image"
     if note:
         file = file._replace(complaints=[*file.complaints, Complaint(0, note, False)])
     return within(file, header.size)
 
 
-def _reaches_beyond(file: XMLFile, header: Header) -> bool:
-    width, height = header.size
-    return any(row.box[2] > _OVER * width or row.box[3] > _OVER * height for row in file.rows)
+def _fits(file: XMLFile, size: tuple[float, float]) -> bool:
+    """Whether all boxes lie within an image of that size, but for a little."""
+    return all(row.box[2] <= _OVER * size[0] and row.box[3] <= _OVER * size[1] for row in file.rows)
+
+
+def _turned(file: XMLFile, header: Header) -> XMLFile:
+    """The file with its boxes turned as an EXIF orientation from 5 to 8 turns the image, which exchanges the sides."""
+    width, height = header.stored
+    mirrored_x, mirrored_y = header.orientation in (7, 8), header.orientation in (6, 7)
+    rows = []
+    for row in file.rows:
+        x1, y1, x2, y2 = row.box
+        if mirrored_x:
+            x1, x2 = width + 1 - x2, width + 1 - x1
+        if mirrored_y:
+            y1, y2 = height + 1 - y2, height + 1 - y1
+        rows.append(row._replace(box=(y1, x1, y2, x2)))
+    return file._replace(rows=rows)
