@@ -94,18 +94,28 @@ def write_devkit(folder, images, sets, year="2007", pictures=True):
         (root / name).mkdir(parents=True, exist_ok=True)
     for stem, content in images.items():
         text = content if isinstance(content, str) else xml(content)
-        (root / "Annotations" / f"{stem}.xml").write_text(text)
+        for name in ("Annotations", "JPEGImages"):
+            (root / name / stem).parent.mkdir(exist_ok=True)  # an id may hold folders
+        (root / "Annotations" / f"{stem}.xml").write_text(text, encoding="utf-8")
         if pictures:
             write_picture(root / "JPEGImages" / f"{stem}.jpg")
     for name, ids in sets.items():
-        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in ids))
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in ids), encoding="utf-8")
     return folder
 
 
-def write_picture(path, size=(100, 80)):
+def write_picture(path, size=(100, 80), orientation=None):
+    """An image file of one colour; `orientation` is what its EXIF says of how it is turned."""
     import cv2
 
     cv2.imwrite(str(path), np.full((size[1], size[0], 3), 90, np.uint8))
+    if orientation:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.save(path, exif=exif)
 
 
 def comp4(folder, **files):

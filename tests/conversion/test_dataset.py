@@ -179,3 +179,69 @@ def test_dataset_for_a_devkit_is_made_once_and_again_after_a_change(kit, monkeyp
     assert dataset_for(kit) == first
     assert len(calls) == 2
     assert [p.name for p in (first.parent / "images/train2007").iterdir()] == ["b.jpg"]
+
+
+def test_folders_of_one_name_get_numbers(tmp_path):
+    kits = [
+        write_devkit(tmp_path / name, {"a": [("cat", (1, 1, 9, 9))]}, {"train": "a"}, year="my-export")
+        for name in "xyz"
+    ]
+    roots = [kit / "VOCmy-export" for kit in kits]
+    data = yaml.safe_load(make_dataset(roots, tmp_path / "out").read_text())
+    assert data["train"] == ["images/trainmy-export", "images/trainmy-export-2", "images/trainmy-export-3"]
+
+
+def test_images_in_folders_below(tmp_path):
+    images = {f"{cam}/f 1": [("cat", (1, 1, 50, 40))] for cam in ("cam1", "cam2")}
+    kit = write_devkit(tmp_path / "kit", images, {"train": ['"cam1/f 1"', "cam2/f 1"], "val": ["cam2/f 1"]})
+    file = make_dataset(kit, tmp_path / "out")
+    for cam in ("cam1", "cam2"):
+        assert labels(file, f"train2007/{cam}", "f 1") == [[7, 0.25, 0.25, 0.5, 0.5]]
+        assert (file.parent / f"images/train2007/{cam}/f 1.jpg").is_symlink()
+
+
+def test_an_empty_list_leaves_its_split_out_and_says_so(tmp_path):
+    kit = write_devkit(
+        tmp_path / "kit", {s: [("cat", (1, 1, 9, 9))] for s in "abc"}, {"train": "ab", "val": "c", "test": []}
+    )
+    dataset = convert(kit, tmp_path / "out")
+    assert list(dataset.splits) == ["train", "val"]
+    assert "test.txt is empty" in dataset.notes[0]
+
+
+def test_a_split_without_images_leaves_the_others(kit, tmp_path):
+    for stem in "ab":
+        (kit / f"VOC2007/JPEGImages/{stem}.jpg").unlink()
+    dataset = convert(kit, tmp_path / "out")
+    assert list(dataset.splits) == ["val", "test"]
+    assert "no image of train could be used: left out" in dataset.notes
+    assert [problem.lost for problem in dataset.problems if problem.file.suffix == ".jpg"] == [True, True]
+
+
+def test_images_that_are_damaged_are_left_out(kit, tmp_path):
+    (kit / "VOC2007/JPEGImages/a.jpg").write_bytes(b"")
+    dataset = convert(kit, tmp_path / "out")
+    assert dataset.splits["train"].images == ("b",)
+    assert "a.jpg: the image can't be read" in (tmp_path / "out/problems.txt").read_text()
+
+
+def test_the_same_image_in_two_splits_is_a_warning(tmp_path):
+    kit = write_devkit(
+        tmp_path / "kit", {s: [("cat", (1, 1, 9, 9))] for s in "abcd"}, {"train": "ab", "val": "c", "test": "bd"}
+    )
+    for number, stem in enumerate("abc"):
+        write_picture(kit / f"VOC2007/JPEGImages/{stem}.jpg", (100, 80 + number))
+    shutil.copy(kit / "VOC2007/JPEGImages/c.jpg", kit / "VOC2007/JPEGImages/d.jpg")
+    by_name, by_content = convert(kit, tmp_path / "out").warnings
+    assert "1 of the images of test are in train too (b.jpg)" in by_name
+    assert "1 of the images of test are in val too (c.jpg = d.jpg)" in by_content
+
+
+def test_objects_of_classes_that_are_not_named_are_said(kit, tmp_path):
+    dataset = convert(kit, tmp_path / "out", classes="Cat,horse")
+    (problem,) = (problem for problem in dataset.problems if "left out" in problem.text)
+    assert (problem.text, problem.lost) == ("2 objects of 'cat' left out: the class named is 'Cat'", True)
+    assert dataset.notes[:2] == (
+        "2 objects are left out, of classes that are not named: 2 of dog",
+        "no object is of class Cat, horse",
+    )

@@ -3,7 +3,7 @@ import pytest
 from builders import write_devkit
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.detections import Detections, from_boxes, suspect_offset
+from yolo_os.evaluation.detections import Detections, from_boxes, seen_only, suspect_offset
 from yolo_os.voc import read_devkit
 
 
@@ -44,3 +44,25 @@ def test_one_based_detections_on_a_zero_based_devkit_are_suspected(tmp_path):
     truth = read_devkit(kit, classes="cat,dog")
     assert "look 1-based" in suspect_offset(truth, shifted(truth, 0))
     assert suspect_offset(truth, shifted(truth, -1)) is None
+
+
+def test_images_of_one_name_are_told_by_the_folder_of_the_data_set(tmp_path):
+    images = {"x": [("cat", (1, 1, 9, 9))]}
+    kit = write_devkit(write_devkit(tmp_path, images, {"test": "x"}), images, {"test": "x"}, year="2012")
+    truth = read_devkit(kit, "2007,2012", classes="cat")
+    row = np.array([[0, 0, 9, 9, 0.5, 0]])
+    found = from_boxes({"d/images/test2012/x.jpg": row, "d/images/test2007/x.jpg": row[:0]}, {0: "cat"}, truth)
+    assert found.image.tolist() == [1]
+    with pytest.raises(UserError, match=r"saw no image VOC2007/x, VOC2012/x \(2 of 2\)"):
+        from_boxes({"x": row}, {0: "cat"}, truth)
+
+
+def test_images_that_a_model_did_not_see_are_left_out(truth):
+    seen = seen_only(
+        truth, [{"000007": np.zeros((0, 6)), "000012": np.zeros((0, 6))}, {"a/000012.jpg": np.zeros((0, 6))}]
+    )
+    assert seen.images == ("000012",)
+    assert seen.box.tolist() == [[1, 1, 100, 80]]
+    assert "000007.jpg: the image is missing: left out" in str(seen.lost[-1])
+    with pytest.raises(UserError, match="no image of the set can be read"):
+        seen_only(truth, [{}])

@@ -15,15 +15,17 @@ from pathlib import Path
 import yaml
 
 from yolo_os._version import __version__
+from yolo_os.conversion.duplicates import same_images
 from yolo_os.conversion.folder import record_of, replacing
-from yolo_os.conversion.labels import Placer, folder_names, write_split
+from yolo_os.conversion.labels import Placer, write_split
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import Annotations, Problem
+from yolo_os.evaluation.annotations import Annotations, Problem, said_of_classes
 from yolo_os.evaluation.readers.cache import cache_folder, fingerprint
-from yolo_os.evaluation.readers.data_yaml import RECORD, SPLITS
+from yolo_os.evaluation.readers.data_yaml import RECORD, SPLITS, folder_names
 from yolo_os.evaluation.readers.devkit import class_names, find_roots, read_roots, with_split
+from yolo_os.evaluation.readers.image_sets import is_empty, why_missing
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +36,16 @@ class Dataset:
         yaml: path of `data.yaml`.
         splits: the annotations behind each split, without the images that were left out.
         problems: what was wrong, in order.
+        notes: choices made for want of a file.
+        warnings: what makes figures misleading, such as an image that is in two splits.
         linked: "symlink", "hard link" or "copy": how the images came there.
     """
 
     yaml: Path
     splits: dict[str, Annotations]
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     linked: str
 
     def __str__(self) -> str:
@@ -137,28 +143,39 @@ def _fill(folder: Path, roots: list[Path], names: tuple[str, ...], copy: bool) -
         problems += [*annotations.problems, *faults]
         splits[split] = annotations.only(kept)
         entries[split] = [f"images/{name}" for name in folder_names(split, annotations.roots)]
+    usable = {split: annotations for split, annotations in splits.items() if annotations.images}
     if not splits:
-        raise UserError(f"{', '.join(map(str, roots))}: no train, val, trainval or test in ImageSets/Main")
-    empty = [split for split, annotations in splits.items() if not annotations.images]
-    if empty:
-        raise UserError(f"no image of {', '.join(empty)} could be used; first problem: {problems[0]}")
+        raise UserError("; ".join(why_missing(root, "train") for root in roots))
+    if not usable:
+        raise UserError(f"no image of {', '.join(splits)} could be used; first problem: {problems[0]}")
+    lost, notes = said_of_classes(list(usable.values()))
+    problems = list(dict.fromkeys([*problems, *lost]))
+    notes += [note for split in usable.values() for note in split.notes]
+    notes += [f"no image of {split} could be used: left out" for split in splits.keys() - usable.keys()]
+    notes += [why_missing(root, split) for root in roots for split in SPLITS if is_empty(root, split)]
     record = {
         "made_by": f"yolo-os {__version__}",
         "devkit": [str(root) for root in roots],
         "year": [root.name.removeprefix("VOC") for root in roots],
         "fingerprint": _fingerprint(roots, names),
     }
-    entries = {"train": [], "val": [], **entries}  # Ultralytics wants both keys, also of a test set alone
+    entries = {
+        "train": [],
+        "val": [],
+        **{split: entries[split] for split in usable},
+    }  # Ultralytics wants both keys, also of a test set alone
     content = {**entries, "names": dict(enumerate(names)), RECORD: record}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     head = (
         "# Made by yolo-os voc. Difficult objects are not in the labels; evaluation reads them from the devkit below.\n"
     )
     (folder / "data.yaml").write_text(head + text, encoding="utf-8")
-    problems = list(dict.fromkeys(problems))
     if problems:
         (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
-    return Dataset(folder / "data.yaml", splits, tuple(problems), place.how)
+    warnings = same_images(usable)
+    return Dataset(
+        folder / "data.yaml", usable, tuple(problems), tuple(dict.fromkeys(notes)), tuple(warnings), place.how
+    )
 
 
 def _fingerprint(roots: Sequence[Path], names: tuple[str, ...]) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_os.evaluation.annotations import Annotations, Problem
+from yolo_os.evaluation.annotations import Annotations, Problem, unusable_image
+from yolo_os.evaluation.readers.data_yaml import folder_names
 
 
 class Placer:
@@ -43,29 +43,28 @@ class Placer:
 def write_split(
     folder: Path, split: str, annotations: Annotations, place: Placer
 ) -> tuple[NDArray[np.bool_], list[Problem]]:
-    """Images and labels of one split; returns which images are there, and what was wrong with the others."""
+    """Images and labels of one split; returns which images are there, and what is wrong with the others."""
     folders = folder_names(split, annotations.roots)
     for name in folders:
         (folder / "images" / name).mkdir(parents=True)
         (folder / "labels" / name).mkdir(parents=True)
-    kept = np.ones(len(annotations.images), dtype=bool)
+    kept = annotations.image_readable
     problems = []
     objects = np.flatnonzero(~annotations.difficult)
     objects = objects[np.argsort(annotations.image[objects], kind="stable")]
     bounds = np.searchsorted(annotations.image[objects], np.arange(len(annotations.images) + 1))
     for index, (stem, image) in enumerate(zip(annotations.stems, annotations.image_files)):
         mine = objects[bounds[index] : bounds[index + 1]]
-        size = annotations.size[index] if image.is_file() else None
-        if size is not None and not size.all():
-            size = _measure(image)
-        if size is None:
-            kept[index] = False
-            problems.append(Problem(image, 0, "the image is missing or cannot be read: left out", True))
+        if not kept[index]:
+            problems.append(unusable_image(image))
             continue
         name = folders[annotations.root[index]]
-        place(image, folder / "images" / name / image.name)
-        lines = label_lines(annotations.class_index[mine], annotations.box[mine], size)
-        (folder / "labels" / name / f"{stem}.txt").write_text(lines)
+        label = folder / "labels" / name / f"{stem}.txt"
+        target = folder / "images" / name / f"{stem}{image.suffix}"
+        for path in (label, target):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        place(image, target)
+        label.write_text(label_lines(annotations.class_index[mine], annotations.box[mine], annotations.size[index]))
     return kept, problems
 
 
@@ -80,21 +79,3 @@ def label_lines(class_index: NDArray[np.int64], box: NDArray[np.float64], size: 
     return "".join(
         f"{label} {x:.10g} {y:.10g} {w:.10g} {h:.10g}\n" for label, (x, y, w, h) in zip(class_index.tolist(), rows)
     )
-
-
-def folder_names(split: str, roots: Sequence[Path]) -> list[str]:
-    """`train2007`, as Ultralytics' VOC.yaml has it, for each root; told apart by a number where years are the same."""
-    names: list[str] = []
-    for root in roots:
-        name = split + root.name.removeprefix("VOC")
-        twin = sum(other.split("-")[0] == name for other in names)
-        names.append(f"{name}-{twin + 1}" if twin else name)
-    return names
-
-
-def _measure(image: Path) -> NDArray[np.float64] | None:
-    """Width and height of an image file whose XML does not say; None if it cannot be read."""
-    import cv2
-
-    pixels = cv2.imread(str(image))
-    return None if pixels is None else np.array([pixels.shape[1], pixels.shape[0]], dtype=np.float64)

@@ -5,11 +5,15 @@ Boxes are what the files say: pixels, 1-based and inclusive (a box from 3 to 3 i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from yolo_os.evaluation.names import plain, some
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Problem:
         return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
 
 
+def unusable_image(file: Path) -> Problem:
+    """The problem of an image that is not there, or can't be read."""
+    what = "can't be read (damaged, cut short or under 10 pixels)" if file.is_file() else "is missing"
+    return Problem(file, 0, f"the image {what}: left out", True)
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """The ground truth of one image set: n images and m objects.
@@ -49,12 +59,16 @@ class Annotations:
         missing: how many objects lacked a `difficult`, `truncated` or `pose` tag, which is taken as 0.
         problems: what was wrong in the files of this image set, in order.
         notes: choices made for want of a file, for the person to read.
+        warnings: what makes figures misleading, such as classes that are left out.
         left_out: ids of images of the set that could not be read.
         roots: the folders that were read, such as `VOC2007`.
         sets: the image set read from each of them.
         root: shape (n,); which of the roots each image is in.
         stems: n file names without suffix.
         image_files: n image files; where there is none, the path where one is looked for first.
+        image_readable: shape (n,); whether there is an image file whose header can be read.
+        unnamed: how many objects were left out of each class that is not among `classes`.
+        absent: where objects were left out, those of `classes` that no file has, of whatever image set.
     """
 
     classes: tuple[str, ...]
@@ -74,6 +88,10 @@ class Annotations:
     root: NDArray[np.int64]
     stems: tuple[str, ...]
     image_files: tuple[Path, ...]
+    image_readable: NDArray[np.bool_]
+    warnings: tuple[str, ...] = ()
+    unnamed: dict[str, int] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     @property
     def lost(self) -> tuple[Problem, ...]:
@@ -92,6 +110,7 @@ class Annotations:
             images=tuple(self.images[index] for index in chosen),
             stems=tuple(self.stems[index] for index in chosen),
             image_files=tuple(self.image_files[index] for index in chosen),
+            image_readable=self.image_readable[kept],
             size=self.size[kept],
             root=self.root[kept],
             image=number[self.image[objects]],
@@ -111,3 +130,29 @@ class Annotations:
         if self.problems:
             parts.append(f"{len(self.problems)} problems, {len(self.lost)} with something left out")
         return "; ".join(parts)
+
+
+def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[str]]:
+    """What to say of objects that are left out of splits with the same classes, since theirs are not among these.
+
+    Returns:
+        Problems where only the writing of a name differs, most likely by mistake; and notes on the others.
+    """
+    unnamed = sum((Counter(split.unnamed) for split in splits), Counter[str]())
+    classes = splits[0].classes
+    named = {plain(name): name for name in classes}
+    place = splits[0].roots[0] / "Annotations"
+    problems = [
+        Problem(place, 0, f"{count} objects of '{name}' left out: the class named is '{named[plain(name)]}'", True)
+        for name, count in unnamed.items()
+        if plain(name) in named
+    ]
+    others = {name: count for name, count in unnamed.items() if plain(name) not in named}
+    alike = [name for name in classes if [plain(other) for other in classes].count(plain(name)) > 1]
+    notes = [f"classes whose names differ in writing only are taken as several: {some(alike)}"] if alike else []
+    if others:
+        shown = some(f"{count} of {name}" for name, count in others.items())
+        notes.append(f"{sum(others.values())} objects are left out, of classes that are not named: {shown}")
+    if unnamed and splits[0].absent:
+        notes.append(f"no object is of class {some(splits[0].absent)}")
+    return problems, notes

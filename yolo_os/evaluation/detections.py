@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.names import match_names, some
+from yolo_os.evaluation.annotations import Annotations, unusable_image
+from yolo_os.evaluation.names import match_names, some, written_otherwise
+from yolo_os.evaluation.readers.data_yaml import folder_names
+from yolo_os.evaluation.text import find_id, nfc
 from yolo_os.evaluation.voc import VOCResult, evaluate_voc
 
 
@@ -118,7 +120,7 @@ def from_boxes(
     """Detections of a model as devkit detections.
 
     Args:
-        boxes: by file name of the image without suffix, shape (k, 6): x1, y1, x2, y2 in continuous pixels (the
+        boxes: by path of the image file, or its id, shape (k, 6): x1, y1, x2, y2 in continuous pixels (the
             image's left edge 0, its right edge the width), score, class index of the model.
         names: the model's classes, matched to the annotations' by name; those that match none are left out and
             counted. Names may differ as COCO's and VOC's do: `tv` and `tvmonitor`, `dining table` and `diningtable`.
@@ -126,30 +128,26 @@ def from_boxes(
         pixel_offset: as for `read_detections`.
 
     Raises:
-        UserError: if two images of the set have the same file name, no class matches, or an image of the set is not
-            among `boxes`.
+        UserError: if no class matches, or an image of the set is not among `boxes`.
     """
-    twice = [stem for stem, count in Counter(annotations.stems).items() if count > 1]
-    if twice:
-        raise UserError(f"two images of the set are called {twice[0]}: evaluate one year or devkit at a time")
-    absent = [stem for stem in annotations.stems if stem not in boxes]
+    of = _by_image(boxes, annotations)
+    absent = [image for index, image in enumerate(annotations.images) if index not in of]
     if absent:
-        raise UserError(
-            f"the model saw no image {some(absent)} ({len(absent)} of {len(annotations.stems)}): no such files"
-        )
+        raise UserError(f"the model saw no image {some(absent)} ({len(absent)} of {len(annotations.images)})")
     label_of = match_names(names, annotations.classes)
     if not label_of:
         raise UserError(f"the model knows none of the classes {some(annotations.classes)}, but {some(names.values())}")
     table = np.full(max(names) + 1, -1, dtype=np.int64)
     table[list(label_of)] = list(label_of.values())
-    found = np.concatenate([np.asarray(boxes[stem], dtype=np.float64).reshape(-1, 6) for stem in annotations.stems])
-    image = np.repeat(np.arange(len(annotations.stems)), [len(boxes[stem]) for stem in annotations.stems])
+    each = [np.asarray(of[index], dtype=np.float64).reshape(-1, 6) for index in range(len(annotations.images))]
+    found, image = np.concatenate(each), np.repeat(np.arange(len(each)), [len(rows) for rows in each])
     label = table[found[:, 5].astype(np.int64)]
     keep = label >= 0
     box = found[keep, :4] + np.array([pixel_offset, pixel_offset, 0.0, 0.0])
     dropped = Counter({"of classes that the annotations lack": int((~keep).sum())})
     unmatched = [name for index, name in enumerate(annotations.classes) if index not in label_of.values()]
     notes = [f"the model has no class for {', '.join(unmatched)}: taken as no detections"] if unmatched else []
+    notes += written_otherwise(names, label_of, annotations.classes)
     return Detections(
         annotations.classes,
         annotations.images,
@@ -160,6 +158,24 @@ def from_boxes(
         dict(+dropped),
         tuple(notes),
     )
+
+
+def seen_only(annotations: Annotations, found: Iterable[Mapping[str, NDArray[np.float64]]]) -> Annotations:
+    """The annotations of the images that all models saw, with a problem for each other one.
+
+    Args:
+        annotations: of an image set.
+        found: what each model found, as `from_boxes` takes it.
+
+    Raises:
+        UserError: if no image is left.
+    """
+    sets = [_by_image(boxes, annotations).keys() for boxes in found]
+    seen = np.array([all(index in each for each in sets) for index in range(len(annotations.images))])
+    problems = [unusable_image(file) for file, kept in zip(annotations.image_files, seen) if not kept]
+    if not seen.any():
+        raise UserError(f"no image of the set can be read; first problem: {problems[0]}")
+    return replace(annotations.only(seen), problems=(*annotations.problems, *problems))
 
 
 def suspect_offset(annotations: Annotations, detections: Detections) -> str | None:
@@ -191,3 +207,18 @@ def suspect_offset(annotations: Annotations, detections: Detections) -> str | No
 def _starts(box: NDArray[np.float64]) -> tuple[int, int]:
     """How many boxes start at exactly 0, and at exactly 1, to the left or at the top."""
     return int((box[:, :2] == 0).any(axis=1).sum()), int((box[:, :2] == 1).any(axis=1).sum())
+
+
+def _by_image(boxes: Mapping[str, NDArray[np.float64]], annotations: Annotations) -> dict[int, NDArray[np.float64]]:
+    """The boxes by the image's place in the annotations.
+
+    A path ends in the stem of its image; where several images have one, the folder of the data set before it tells.
+    """
+    count = Counter(annotations.stems)
+    known = {stem: index for index, stem in enumerate(annotations.stems) if count[stem] == 1}
+    if len(set(annotations.sets)) == 1:
+        folders = folder_names(annotations.sets[0], annotations.roots)
+        for index, (root, stem) in enumerate(zip(annotations.root.tolist(), annotations.stems)):
+            known[f"{folders[root]}/{stem}"] = index
+    ids = {file: find_id(nfc(file), known) for file in boxes}
+    return {known[name]: boxes[file] for file, name in ids.items() if name is not None}

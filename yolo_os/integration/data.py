@@ -20,6 +20,7 @@ from ultralytics.utils import LOGGER
 from yolo_os.conversion.dataset import dataset_for
 from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
+from yolo_os.evaluation.names import some
 from yolo_os.evaluation.readers.devkit import class_names, find_roots
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.heads import find_head
@@ -193,7 +194,9 @@ def image_size(model: nn.Module, imgsz: int | None) -> int:
 def class_names_of(model: nn.Module) -> list[str]:
     """The names of a model's classes, in its order."""
     names: Any = getattr(model, "names", None) or {}
-    return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
+    if isinstance(names, Mapping):  # by numbers, which some write as text
+        names = [names[index] for index in sorted(names, key=int)]
+    return [str(name) for name in names]
 
 
 def class_order(found: Sequence[str], known: Sequence[str], every: bool = False) -> list[str]:
@@ -231,6 +234,14 @@ def devkit_dataset(
     return dataset_for(devkit, year, class_order(found, known, every))
 
 
+def warn_of_problems(data_yaml: Path, data: object) -> None:
+    """Say what was left out when the data set of a devkit was made, as the file beside its `data.yaml` lists it."""
+    file = data_yaml.parent / "problems.txt"
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        LOGGER.warning(f"data={data}: {len(lines)} problems in its files, all of them in {file}; the first: {lines[0]}")
+
+
 def read_description(source: str | Path, data: object) -> dict[str, Any]:
     """What a data set's YAML says, with absolute paths; nothing is downloaded.
 
@@ -263,6 +274,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
     source = Path(data)
     if source.is_dir() and is_devkit(source):
         source = devkit_dataset(source, names or (), every=True)
+        warn_of_problems(source, data)
     described = read_description(source, data)
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")
@@ -275,6 +287,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
             f"data={data} has the model's classes in another order (class {first} is '{order[first]}' there and "
             f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
         )
-    if set(order) != set(names):
-        LOGGER.warning(f"data={data} names classes that the model does not ({order[0]}, ...): are these its labels?")
+    unknown = [name for name in order if name not in names]
+    if unknown:
+        LOGGER.warning(f"data={data} names classes that the model does not ({some(unknown)}): are these its labels?")
     return described

@@ -15,7 +15,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import class_names_of, devkit_dataset, read_description
+from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.runtime import choose_device, quiet
 
 
@@ -131,6 +131,7 @@ def _data(data: Any, model: Any) -> Path:
     source = Path(str(data))
     if source.is_dir() and is_devkit(source):
         source = devkit_dataset(source, class_names_of(model.model))
+        warn_of_problems(source, data)
         LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
     described = read_description(source, data)
     for split in ("train", "val"):

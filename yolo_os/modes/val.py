@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from yolo_os.settings import Key
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Annotations
-    from yolo_os.evaluation.detections import Detections
     from yolo_os.integration.checkpoint import Checkpoint
+    from yolo_os.integration.detect import Detected
     from yolo_os.modes.val_report import Run
 
 _CHEAP = 30_000  # detections that pycocotools scores in a few seconds
@@ -37,6 +38,12 @@ KEYS = (
     Key("pixel_offset", (float,), 1.0, "1 where boxes are inclusive pixels, as VOC's; 0 where they are continuous"),
     Key("recall_points", (str,), "numpy", "the eleven recalls of AP07", choices=("numpy", "matlab")),
     Key("strict", (bool,), True, "refuse unknown images and classes; False: leave them out and count them"),
+    Key(
+        "first_category",
+        (int, type(None)),
+        None,
+        "category_id of the first class in a COCO result file that names none, 0 or 1; None: as the ids show",
+    ),
     Key("bootstrap", (int, type(None)), None, f"replicates of the error bars; None: {_REPLICATES} to compare, else 0"),
     Key("seed", (int,), 0, "seed of the error bars"),
     Key("coco", (bool, type(None)), None, f"also COCO's numbers; None: when there are at most {_CHEAP:,} detections"),
@@ -69,11 +76,13 @@ def run(options: dict[str, Any]) -> int:
         check_writable(Path(options["json"]))
     models = _load_models(sources, options) if options["model"] is not None else {}
     annotations = _ground_truth(options, models)
-    _print_ground_truth(annotations)
     folder = run_folder("val", options)
-    report_problems(annotations.problems, f"all of them in {folder / 'problems.txt'}")
     try:
-        runs = [_evaluate(name, source, annotations, models.get(name), options) for name, source in sources.items()]
+        found = {name: _detect(model, annotations, options) for name, model in models.items()}
+        annotations = _settled(annotations, found)
+        _print_ground_truth(annotations)
+        report_problems(annotations.problems, f"all of them in {folder / 'problems.txt'}")
+        runs = [_evaluate(name, source, annotations, found.get(name), options) for name, source in sources.items()]
     except BaseException:
         with contextlib.suppress(OSError):  # not if it holds an earlier run
             folder.rmdir()
@@ -113,8 +122,15 @@ def _sources(options: dict[str, Any]) -> dict[str, str]:
 
 def _load_models(sources: dict[str, str], options: dict[str, Any]) -> dict[str, Checkpoint]:
     from yolo_os.integration.checkpoint import load_checkpoint
+    from yolo_os.integration.data import class_names_of
 
-    return {name: load_checkpoint(path, options["trust"]) for name, path in sources.items()}
+    models = {name: load_checkpoint(path, options["trust"]) for name, path in sources.items()}
+    for name, model in models.items():
+        if not class_names_of(model.model):
+            raise UserError(
+                f"model={sources[name]}: it names no classes, and those of the annotations are found by name"
+            )
+    return models
 
 
 def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Annotations:
@@ -138,37 +154,8 @@ def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Ann
     return annotations
 
 
-def _evaluate(
-    name: str, source: str, annotations: Annotations, model: Checkpoint | None, options: dict[str, Any]
-) -> Run:
-    from yolo_os.evaluation.detection_files import read_detections
-    from yolo_os.evaluation.detections import evaluate_detections, suspect_offset
-    from yolo_os.modes.val_report import Run
-
-    offset, map50 = options["pixel_offset"], None
-    if model is None:
-        detections = read_detections(source, annotations, options["split"], options["strict"], offset)
-        if offset == 1 and (suspicion := suspect_offset(annotations, detections)):
-            print(f"warning: {source}: {suspicion}", file=sys.stderr)
-    else:
-        detections, map50 = _detect(model, annotations, options)
-    for note in detections.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{name}: {detections}")
-    if not len(detections.score):
-        print(f"warning: no detections of {source} are left: every AP is 0", file=sys.stderr)
-    result = evaluate_detections(annotations, detections, options["iou"], offset, options["recall_points"])
-    coco = None
-    if options["coco"] or (options["coco"] is None and len(detections.score) <= _CHEAP):
-        from yolo_os.evaluation.coco import coco_numbers
-
-        coco = coco_numbers(annotations, detections, offset)
-    return Run(name, model is None and Path(source).is_dir(), detections, result, coco, map50)
-
-
-def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]) -> tuple[Detections, float | None]:
-    """Run a model over the images; what `yolo val` calls its mAP50, if it numbers the classes as the data do."""
-    from yolo_os.evaluation.detections import from_boxes
+def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]) -> Detected:
+    """Run a model over the images; of a devkit, as a data set with the classes in this model's order."""
     from yolo_os.evaluation.readers.devkit import recognises as is_devkit
     from yolo_os.integration.data import class_names_of, class_order, devkit_dataset
     from yolo_os.integration.detect import detect
@@ -180,13 +167,54 @@ def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]
         classes = class_order(classes, names)
     named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
     found = detect(model.model, data, imgsz=options["imgsz"] or model.imgsz, iou=options["nms_iou"], **named)
-    detections = from_boxes(found.boxes, found.names, annotations, options["pixel_offset"])
-    return detections, found.ultralytics_map50 if classes == names else None
+    # What `yolo val` calls its mAP50 is of these classes only if the data number them as the model does.
+    return found if classes == names else replace(found, ultralytics_map50=None)
+
+
+def _settled(annotations: Annotations, found: dict[str, Detected]) -> Annotations:
+    """The annotations of the images that all models saw, with what is to be said of their classes."""
+    from yolo_os.evaluation.annotations import said_of_classes
+    from yolo_os.evaluation.detections import seen_only
+
+    problems, notes = said_of_classes([annotations])
+    notes = [*annotations.notes, *notes]
+    annotations = replace(annotations, problems=(*annotations.problems, *problems), notes=tuple(notes))
+    return seen_only(annotations, [each.boxes for each in found.values()]) if found else annotations
+
+
+def _evaluate(name: str, source: str, annotations: Annotations, found: Detected | None, options: dict[str, Any]) -> Run:
+    from yolo_os.evaluation.detection_files import read_detections
+    from yolo_os.evaluation.detections import evaluate_detections, from_boxes, suspect_offset
+    from yolo_os.modes.val_report import Run
+
+    offset = options["pixel_offset"]
+    if found is None:
+        reading = {key: options[key] for key in ("split", "strict", "pixel_offset", "first_category")}
+        detections = read_detections(source, annotations, **reading)
+        if offset == 1 and (suspicion := suspect_offset(annotations, detections)):
+            print(f"warning: {source}: {suspicion}", file=sys.stderr)
+    else:
+        detections = from_boxes(found.boxes, found.names, annotations, offset)
+    for note in detections.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{name}: {detections}")
+    if not len(detections.score):
+        print(f"warning: no detections of {source} are left: every AP is 0", file=sys.stderr)
+    result = evaluate_detections(annotations, detections, options["iou"], offset, options["recall_points"])
+    coco = None
+    if options["coco"] or (options["coco"] is None and len(detections.score) <= _CHEAP):
+        from yolo_os.evaluation.coco import coco_numbers
+
+        coco = coco_numbers(annotations, detections, offset)
+    came_as_comp4 = found is None and Path(source).is_dir()
+    return Run(name, came_as_comp4, detections, result, coco, None if found is None else found.ultralytics_map50)
 
 
 def _print_ground_truth(annotations: Annotations) -> None:
     for note in annotations.notes:
         print(f"note: {note}", file=sys.stderr)
+    for warning in annotations.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     where = ", ".join(f"{split} of {root.name}" for root, split in zip(annotations.roots, annotations.sets))
     print(f"{where}: {annotations}")
 

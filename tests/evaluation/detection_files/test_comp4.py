@@ -1,9 +1,16 @@
 import numpy as np
 import pytest
-from builders import comp4
+from builders import comp4, write_devkit
 
 from yolo_os.errors import UserError
-from yolo_os.voc import Detections, evaluate_detections, read_detections, write_coco_json, write_comp4
+from yolo_os.voc import (
+    Detections,
+    evaluate_detections,
+    read_detections,
+    read_devkit,
+    write_coco_json,
+    write_comp4,
+)
 
 GOOD = {
     "comp4_det_test_cat": ["000007 0.9 10 20 30 40", "", "000012 1e-3 1.5 2 3 4"],
@@ -112,3 +119,61 @@ def test_no_such_detections(truth, tmp_path):
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(UserError, match="is neither"):
         read_detections(tmp_path / "x.csv", truth)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "comp3_det_",
+        "comp4-44503_det_",
+        "comp4_1b2c3d4e-11aa-22bb-33cc-0123456789ab_det_",
+        "compid_det_",
+        "comp4_a_b_det_",
+    ],
+)
+def test_names_of_files_with_the_mark_of_a_run(truth, tmp_path, prefix):
+    files = {f"{prefix}test_{name}": GOOD[f"comp4_det_test_{name}"] for name in ("cat", "dog")}
+    assert_same(
+        read_detections(comp4(tmp_path / "m", **files), truth), read_detections(comp4(tmp_path / "d", **GOOD), truth)
+    )
+
+
+def test_image_sets_and_classes_with_underscores(tmp_path):
+    kit = write_devkit(tmp_path, {"a": [("small_car", (1, 1, 9, 9)), ("car", (1, 1, 9, 9))]}, {"test": "a"})
+    truth = read_devkit(kit)
+    line = ["a 0.9 1 1 9 9"]
+    found = read_detections(comp4(tmp_path / "d", comp4_det_test_small_car=line, comp4_det_test_car=[]), truth)
+    assert found.class_index.tolist() == [truth.classes.index("small_car")]
+    both = {"comp4_det_test_small_small_car": line, "comp4_det_test_small_car": line * 2}
+    found = read_detections(comp4(tmp_path / "s", **both), truth, split="test_small")
+    assert sorted(found.class_index.tolist()) == [truth.classes.index("car")] * 2 + [truth.classes.index("small_car")]
+
+
+@pytest.mark.parametrize("name", ["car/truck", "N/A", "50%", "a:b", "what?", "%2F"])
+def test_names_of_classes_that_are_no_file_names(tmp_path, name):
+    kit = write_devkit(tmp_path / "kit", {"a": [(name, (1, 1, 9, 9)), ("cat", (1, 1, 9, 9))]}, {"test_small": "a"})
+    truth = read_devkit(kit, split="test_small")
+    found = Detections(truth.classes, truth.images, *np.array([[0, 0], [0, 1]]), np.ones((2, 4)), np.array([0.5, 0.4]))
+    files = write_comp4(found, tmp_path / "out", "test_small")
+    assert all(file.parent == tmp_path / "out" for file in files)
+    assert_same(read_detections(tmp_path / "out", truth, split="test_small"), found)
+    plain = comp4(tmp_path / "plain", cat=[]) / f"{name}.txt"
+    if "/" not in name:  # files of other tools, on systems that take such a name
+        plain.write_text("a 0.5 1 1 9 9\n")
+        assert read_detections(plain.parent, truth).class_index.tolist() == [truth.classes.index(name)]
+
+
+def test_marks_encodings_and_other_ways_to_write_an_image(tmp_path):
+    kit = write_devkit(
+        tmp_path / "kit", {"图像 1": [("cat", (1, 1, 9, 9))], "cam/m\u00fc": []}, {"test": ["图像 1", "cam/m\u00fc"]}
+    )
+    truth = read_devkit(kit, classes="cat")
+    folder = comp4(tmp_path / "d", cat=[])
+    for text, encoding, image in (
+        ("图像 1", "utf-8-sig", 0),
+        ("图像 1", "gbk", 0),
+        ("JPEGImages/图像 1.jpg", "utf-8", 0),
+        ("cam/mu\u0308.png", "utf-8", 1),
+    ):
+        (folder / "cat.txt").write_bytes(f"{text} 0.5 1 1 9 9\n".encode(encoding))
+        assert read_detections(folder, truth).image.tolist() == [image]

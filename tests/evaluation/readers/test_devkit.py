@@ -4,6 +4,7 @@ import pytest
 from builders import write_devkit
 
 from yolo_os.errors import UserError
+from yolo_os.evaluation.readers.devkit import class_names
 from yolo_os.voc import VOC_CLASSES, read_devkit
 
 CAT, DOG = ("cat", (10, 20, 30, 40)), ("dog", (1, 1, 100, 80))
@@ -101,3 +102,58 @@ def test_problems_of_other_image_sets_are_not_listed(kit):
     (kit / "VOC2007/Annotations/d.xml").write_text("broken")
     assert read_devkit(kit).problems == ()
     assert len(read_devkit(kit, split="trainval").problems) == 1
+
+
+def test_folders_of_one_name_are_told_apart_however_deep(tmp_path):
+    kits = [write_devkit(tmp_path / name / "same", {"x": [CAT]}, {"test": "x"}) for name in ("one", "two")]
+    assert read_devkit(kits).images == ("one/same/VOC2007/x", "two/same/VOC2007/x")
+
+
+def test_an_image_set_of_any_name_has_its_classes(tmp_path):
+    kit = write_devkit(tmp_path, {"a": [("zebra", (1, 1, 9, 9))]}, {"default": "a"})
+    assert read_devkit(kit / "VOC2007", split="default").classes == ("zebra",)
+
+
+def test_classes_that_are_not_named_are_counted(tmp_path):
+    from yolo_os.evaluation.annotations import said_of_classes
+
+    kit = write_devkit(tmp_path, {"a": [("Car", (1, 1, 9, 9)), CAT, CAT, DOG]}, {"test": "a"})
+    found = read_devkit(kit, classes="caar,car,dog")
+    (problem,), notes = said_of_classes([found])
+    assert "1 objects of 'Car' left out: the class named is 'car'" in problem.text
+    assert notes == [
+        "2 objects are left out, of classes that are not named: 2 of cat",
+        "no object is of class caar, car",
+    ]
+    assert said_of_classes([read_devkit(kit)]) == ([], [])
+    kit = write_devkit(tmp_path, {"a": [("Car", (1, 1, 9, 9)), ("car", (1, 1, 9, 9))]}, {"test": "a"})
+    _, (note,) = said_of_classes([read_devkit(kit)])
+    assert note == "classes whose names differ in writing only are taken as several: Car, car"
+
+
+WHY_NO_OBJECT = {
+    "no list": ({"a": [CAT]}, {}, "holds no list of images"),
+    "only another list": ({"a": [CAT]}, {"default": "a"}, "no image set 'train'; there is default"),
+    "other ids": ({"a": [CAT]}, {"train": ["img_1"]}, "train.txt lists 'img_1', and Annotations holds 'a'"),
+    "broken files": ({"a": "<annotation>"}, {"train": "a"}, r"no XML file of .* can be read .* broken XML"),
+    "no boxes": (
+        {"a": [("cat", ("x", 1, 9, 9))]},
+        {"train": "a"},
+        r"no object of .* can be read .* no readable bndbox",
+    ),
+    "no object": ({"a": []}, {"train": "a"}, "holds no object"),
+}
+
+
+@pytest.mark.parametrize("why", WHY_NO_OBJECT)
+def test_why_there_is_no_object_is_said(tmp_path, why):
+    images, sets, says = WHY_NO_OBJECT[why]
+    kit = write_devkit(tmp_path, images, sets)
+    with pytest.raises(UserError, match=says):
+        class_names([kit / "VOC2007"])
+
+
+def test_a_file_of_classes_in_another_encoding(tmp_path):
+    kit = write_devkit(tmp_path, {"a": [("汽车", (1, 1, 9, 9))]}, {"test": "a"})
+    (tmp_path / "labels.txt").write_bytes("汽车\n".encode("gbk"))
+    assert read_devkit(kit, classes=tmp_path / "labels.txt").class_index.tolist() == [0]

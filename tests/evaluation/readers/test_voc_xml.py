@@ -62,3 +62,80 @@ def test_what_is_wrong_is_listed_with_its_line_and_the_rest_goes_on(tmp_path, na
     assert boxes == ([list(kept[name])] if name in kept else [])
     unreadable = name in ("cut", "entity", "other")
     assert found.left_out == (frozenset({name}) if unreadable else frozenset())
+
+
+def read(tmp_path, content):
+    kit = write_devkit(tmp_path, {"fine": [CAT], "a": ""}, {"test": ["fine", "a"]}, pictures=False)
+    (kit / "VOC2007/Annotations/a.xml").write_bytes(content)
+    return read_devkit(kit)
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "encoding"),
+    [
+        ("汽车", "gb2312", "gb2312"),
+        ("镕基", "GB2312", "gbk"),  # letters of the superset that Windows writes under that name
+        ("汽車", "big5", "big5"),
+        ("自動車", "Shift_JIS", "cp932"),
+        ("自動車", "EUC-JP", "euc_jp"),
+        ("자동차", "euc-kr", "euc_kr"),
+        ("voiture à part", "windows-1252", "cp1252"),
+        ("汽车", "utf-16", "utf-8"),  # as some write that copy a declaration
+        ("汽车", "utf-16", "utf-16"),
+        ("汽车", "utf-8", "utf-8-sig"),
+    ],
+)
+def test_encodings_that_the_xml_parser_lacks(tmp_path, name, declared, encoding):
+    text = f'<?xml version="1.0" encoding="{declared}"?>\n' + xml([(name, (1, 1, 9, 9))])
+    found = read(tmp_path, text.encode(encoding))
+    assert found.classes == ("cat", name)
+    assert found.problems == ()
+
+
+def test_bytes_of_another_encoding_than_declared(tmp_path):
+    path = "<path>C:\\图像\\a.jpg</path>"
+    found = read(tmp_path, xml([CAT]).replace("<annotation>", f"<annotation>{path}").encode("gbk"))
+    (problem,) = found.problems
+    assert "is not in the encoding that it declares" in problem.text
+    assert (problem.lost, len(found.box)) == (False, 2)
+    found = read(tmp_path, xml([CAT, ("汽车", (1, 1, 9, 9))]).encode("gbk"))
+    (problem,) = found.lost
+    assert "the name is not in the encoding" in problem.text
+    assert (problem.line, len(found.box)) == (10, 2)
+
+
+def test_an_unknown_encoding_is_named(tmp_path):
+    found = read(tmp_path, b'<?xml version="1.0" encoding="klingon"?><annotation/>')
+    assert "unknown encoding: klingon" in found.lost[0].text
+
+
+def test_several_boxes_in_one_object_are_objects(tmp_path):
+    text = xml([("cat", (1, 1, 9, 9), {"difficult": "1"})]).replace(
+        "<bndbox>", "<bndbox><xmin>11</xmin><ymin>12</ymin><xmax>13</xmax><ymax>14</ymax></bndbox><bndbox>"
+    )
+    found = read(tmp_path, text.encode())
+    assert found.box[found.image == 1].tolist() == [[11, 12, 13, 14], [1, 1, 9, 9]]
+    assert found.difficult[found.image == 1].tolist() == [True, True]
+    (problem,) = found.problems
+    assert "cat: 2 boxes in one object" in problem.text
+    assert problem.line == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("<name>cat</name>", "<name>cat</name><name>dog</name>", "object with 2 names (cat, dog): left out"),
+        ("<xmin>1<", "<xmin>2</xmin><xmin>1<", "no readable bndbox (one each of"),
+        ("bndbox", "robndbox", "no readable bndbox"),
+    ],
+)
+def test_an_object_that_says_two_things_is_left_out(tmp_path, old, new, says):
+    found = read(tmp_path, xml([("cat", (1, 1, 9, 9))]).replace(old, new).encode())
+    (problem,) = found.lost
+    assert says in problem.text
+    assert len(found.box) == 1
+
+
+def test_a_name_said_twice_is_one(tmp_path):
+    found = read(tmp_path, xml([CAT]).replace("<name>cat</name>", "<name>cat</name><name> cat </name>").encode())
+    assert (found.problems, len(found.box)) == ((), 2)

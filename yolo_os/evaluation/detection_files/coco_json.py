@@ -14,9 +14,9 @@ import numpy as np
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.detection_files.gather import Gather
+from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
-from yolo_os.evaluation.names import match_names, some
+from yolo_os.evaluation.names import match_names, some, written_otherwise
 from yolo_os.files import written_whole
 
 
@@ -25,52 +25,65 @@ def recognises(path: Path) -> bool:
     return path.is_file() and path.suffix == ".json"
 
 
-def read(
-    file: Path, annotations: Annotations, split: str = "test", strict: bool = True, pixel_offset: float = 1.0
-) -> Detections:
-    """The detections of a file, which holds those of one split; see `read_detections`.
+def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
+    """The detections of a file, which holds those of one split.
 
-    The image of an entry is its `file_name` without folder and suffix, else its `image_id`: the id as text, or a
-    number that equals it (7 for 000007). The class is its `category_id`: by the file's `categories` if it is an
-    object that has them, else counted from 1 as COCO and Ultralytics do, or from 0 if a 0 occurs.
+    The image of an entry is its `file_name`, or that which the file's list of `images` has for its `image_id`; where
+    neither is there, the `image_id` itself: as text, or a number that equals it (7 for 000007). For the class see
+    `_classes_of`.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error})") from None
-    entries = content.get("annotations") if isinstance(content, dict) else content
+    lists = content if isinstance(content, dict) else {"annotations": content}
+    entries = lists.get("annotations")
     if not isinstance(entries, list):
         raise UserError(f"{file}: holds no list of detections")
     numbers = np.zeros((len(entries), 5))
     ids: list[Any] = []
     categories: list[Any] = []
+    different: set[Any] = set()
+    try:
+        files = {image["id"]: image["file_name"] for image in lists.get("images") or []}
+        names = {category["id"]: str(category["name"]) for category in lists.get("categories") or []}
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{file}: its images and categories are not as they should be ({error!r})") from None
     for row, entry in enumerate(entries):
         try:
             numbers[row] = (*entry["bbox"], entry["score"])
             categories.append(entry["category_id"])
-            ids.append(Path(entry["file_name"]).stem if "file_name" in entry else entry["image_id"])
+            different.add(entry["category_id"])
+            image = entry["file_name"] if "file_name" in entry else entry["image_id"]
+            ids.append(files[image] if files and "file_name" not in entry else image)
         except (TypeError, ValueError, KeyError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else f"is not as it should be ({error})"
             raise UserError(
-                f"{file}: entry {row} {detail}; needs image_id, category_id, bbox (4 numbers), score"
+                f"{file}: entry {row} {detail}; needs image_id (of its list of images, if it has one), category_id,"
+                " bbox (4 numbers), score"
             ) from None
 
-    by_number, note = _classes_of(content, categories, annotations.classes)
+    notes: list[str] = []
+    if names:
+        by_number: dict[Any, int] = match_names(names, annotations.classes)
+        notes = written_otherwise(names, by_number, annotations.classes)
+    else:
+        by_number, notes = _classes_of(file, different, annotations.classes, how.first_category)
     label = np.array([by_number.get(category, -1) for category in categories], dtype=np.int64)
-    box = np.concatenate([numbers[:, :2] + pixel_offset, numbers[:, :2] + numbers[:, 2:4]], axis=1)
-    gather = Gather(annotations, strict)
+    offset = how.pixel_offset
+    box = np.concatenate([numbers[:, :2] + offset, numbers[:, :2] + numbers[:, 2:4]], axis=1)
+    gather = Gather(annotations, how.strict)
     known = label >= 0
     if not known.all():
         row = int(np.flatnonzero(~known)[0])
-        what = (
-            f"{file}: entry {row} has category_id {categories[row]}, which is no class of {some(annotations.classes)}"
-        )
+        category = names.get(categories[row], categories[row])
+        what = f"{file}: entry {row} has category_id {category}, which is no class of {some(annotations.classes)}"
         gather.refuse("of unknown classes", what, int((~known).sum()))
     rows = np.flatnonzero(known)
     plain = {int(name): name for name in annotations.images if name.isdecimal()}
     as_text = [ids[row] if isinstance(ids[row], str) else plain.get(ids[row], str(ids[row])) for row in rows.tolist()]
     gather.add(as_text, label[rows], box[rows], numbers[rows, 4], lambda row: f"{file}: entry {rows[row]}")
-    return gather.result([note] if note else [])
+    return gather.result(notes)
 
 
 def write(detections: Detections, file: Path, pixel_offset: float = 1.0) -> None:
@@ -90,11 +103,31 @@ def write(detections: Detections, file: Path, pixel_offset: float = 1.0) -> None
         temporary.write_text(json.dumps(entries))
 
 
-def _classes_of(content: Any, categories: list[Any], classes: tuple[str, ...]) -> tuple[dict[Any, int], str]:
-    """Which class each category id stands for, and a note on how that was decided."""
-    if isinstance(content, dict) and content.get("categories"):
-        return match_names({item["id"]: str(item["name"]) for item in content["categories"]}, classes), ""
-    names = {name: index for index, name in enumerate(classes)}
-    first = 0 if 0 in categories else 1
-    note = f"category_id is counted from {first}: {first} is {classes[0]}" if categories else ""
-    return {**names, **{first + index: index for index in range(len(classes))}}, note
+def _classes_of(
+    file: Path, ids: set[Any], classes: tuple[str, ...], first: int | None
+) -> tuple[dict[Any, int], list[str]]:
+    """Which class each category id of a file without `categories` stands for, and notes on how that was decided.
+
+    Ids are numbers in the order of the classes (names are understood as well), counted from 1 as COCO and Ultralytics
+    do, or from 0 as others and Ultralytics before 8.3.49 did. An id 0 shows the one, an id as large as the number of
+    classes the other.
+
+    Raises:
+        UserError: if the ids show neither, or both, and `first` does not say.
+    """
+    by_name: dict[Any, int] = {name: index for index, name in enumerate(classes)}
+    if ids <= by_name.keys():
+        return by_name, []
+    shown = [start for start, sign in ((0, 0), (1, len(classes))) if sign in ids]
+    if first is None:
+        if len(shown) != 1 and all(isinstance(each, int) and each <= len(classes) for each in ids):
+            reason = f"both 0 and {len(classes)} occur" if shown else f"neither 0 nor {len(classes)} occurs"
+            raise UserError(
+                f"{file}: it can't be told whether its category_id is counted from 0 or from 1, since {reason}:"
+                " say it with first_category=0 or first_category=1"
+            )
+        first = shown[0] if shown else 1
+        notes = [f"category_id is counted from {first}: {first} is {classes[0]}"]
+    else:
+        notes = []
+    return {**by_name, **{first + index: index for index in range(len(classes))}}, notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,17 @@ from numpy.typing import NDArray
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.detections import Detections
+from yolo_os.evaluation.text import find_id, nfc
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The choices of `read_detections`."""
+
+    split: str = "test"
+    strict: bool = True
+    pixel_offset: float = 1.0
+    first_category: int | None = None
 
 
 class Gather:
@@ -21,6 +33,7 @@ class Gather:
         self.annotations = annotations
         self.strict = strict
         self.place = {name: index for index, name in enumerate(annotations.images)}
+        self.other: dict[str, int] = {}  # the images that names mean which are written otherwise
         self.dropped: Counter[str] = Counter()
         self.columns: list[tuple[NDArray[Any], ...]] = []
 
@@ -42,12 +55,13 @@ class Gather:
         finite = np.isfinite(score) & np.isfinite(box).all(axis=1)
         if not finite.all():
             raise UserError(f"{where(int(np.flatnonzero(~finite)[0]))}: score and box must be finite numbers")
-        image = np.array([self.place.get(name, -1) for name in ids], dtype=np.int64)
+        image = np.array([self.place_of(name) for name in ids], dtype=np.int64)
         lost = np.flatnonzero(image < 0)
-        unread = [row for row in lost.tolist() if ids[row] in self.annotations.left_out]
+        left_out = self.annotations.left_out
+        unread = [row for row in lost.tolist() if find_id(nfc(ids[row]), left_out) is not None]
         self.dropped["of images whose annotations could not be read"] += len(unread)
         if len(unread) < len(lost):
-            row = next(row for row in lost.tolist() if ids[row] not in self.annotations.left_out)
+            row = next(row for row in lost.tolist() if row not in unread)
             sets = ", ".join(f"{split} of {root}" for root, split in zip(self.annotations.roots, self.annotations.sets))
             self.refuse(
                 "of unknown images",
@@ -56,6 +70,16 @@ class Gather:
             )
         keep = image >= 0
         self.columns.append((image[keep], label[keep], box[keep], score[keep]))
+
+    def place_of(self, name: str) -> int:
+        """The image that a name means, also one with suffix, folders or quotes, or in another Unicode form; else -1."""
+        found = self.place.get(name)
+        if found is None:
+            found = self.other.get(name)
+        if found is None:
+            known = find_id(nfc(name), self.place)
+            found = self.other[name] = -1 if known is None else self.place[known]
+        return found
 
     def result(self, notes: Iterable[str]) -> Detections:
         """All that was added."""

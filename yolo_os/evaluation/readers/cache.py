@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from yolo_os.evaluation.images import files_in
+
 CACHE_FOLDER = ".yolo_os.cache"
 
 
@@ -28,12 +30,17 @@ def cache_folder(root: Path) -> Path | None:
 
 
 def fingerprint(*folders: Path) -> str:
-    """A checksum of the names, sizes and times of the files in some folders; a missing folder counts as empty."""
+    """A checksum of the names, sizes and times of the files below some folders; a missing folder counts as empty."""
     digest = hashlib.sha256()
     for folder in folders:
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                stats = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.is_file())
-            digest.update(repr(stats).encode())
-        digest.update(b"\n")
+        stats = sorted((name, *_size_and_time(entry)) for name, entry in files_in(folder))
+        digest.update(f"{stats}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    try:
+        stat = entry.stat()
+    except OSError:  # a link to nothing
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns

@@ -21,6 +21,7 @@ import yaml
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.readers.devkit import read_roots, with_split
+from yolo_os.evaluation.text import nfc
 
 SPLITS = ("train", "val", "test")
 RECORD = "voc"  # the key of data.yaml under which a data set made here says where it came from
@@ -81,8 +82,8 @@ def devkit_of(data_yaml: str | Path) -> Source:
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
         names = data["names"]
-        classes = tuple(str(names[key]) for key in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        classes = tuple(nfc(str(name)) for name in _in_order(names))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"data={file}: is no data.yaml of a data set ({type(error).__name__}: {error})") from None
 
     record = data.get(RECORD)
@@ -106,6 +107,16 @@ def devkit_of(data_yaml: str | Path) -> Source:
     return Source(parts, classes, tuple(base / name for names in folders.values() for name in names))
 
 
+def folder_names(split: str, roots: Sequence[Path]) -> list[str]:
+    """`train2007`, as Ultralytics' VOC.yaml has it, for each root; told apart by a number where they are the same."""
+    names: list[str] = []
+    for root in roots:
+        name = split + root.name.removeprefix("VOC")
+        twins = (f"{name}-{number}" for number in range(2, len(roots) + 2))
+        names.append(name if name not in names else next(twin for twin in twins if twin not in names))
+    return names
+
+
 def _find_yaml(file: Path) -> Path:
     if file.is_dir():
         file = file / "data.yaml"
@@ -117,6 +128,11 @@ def _find_yaml(file: Path) -> Path:
         if len(file.parts) == 1 and shipped.is_file():
             return shipped
     raise UserError(f"data={file}: no such file")
+
+
+def _in_order(names: Any) -> list[Any]:
+    """The names of a data.yaml, a list or by number."""
+    return [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else list(names)
 
 
 def _dataset_folder(data: dict[str, Any], file: Path) -> Path:

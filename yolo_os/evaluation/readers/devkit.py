@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations, Problem
-from yolo_os.evaluation.readers.image_sets import Entry, image_set, listed, standard_sets
-from yolo_os.evaluation.readers.voc_xml import TAGS, XMLFile
+from yolo_os.evaluation.names import some
+from yolo_os.evaluation.readers.image_sets import (
+    STANDARD,
+    Entry,
+    filled_lists,
+    has_set,
+    image_set,
+    read_list,
+    why_missing,
+)
+from yolo_os.evaluation.readers.voc_xml import TAGS, Row, XMLFile
 from yolo_os.evaluation.readers.xml_folder import read_xml_folder
+from yolo_os.evaluation.text import nfc, read_text
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def recognises(source: str | Path) -> bool:
@@ -79,20 +86,21 @@ def read_roots(
 
     Images are looked for in `JPEGImages`, then in the `image_folders`.
     """
+    folders = {root: read_xml_folder(root, image_folders) for root, _ in parts}
     problems: list[Problem] = []
     notes: list[str] = []
+    warnings: list[str] = []
     wanted: dict[tuple[Path, str], Entry] = {}
     for root, split in parts:
-        entries, note = image_set(root, split)
-        if note:
-            notes.append(note)
+        entries, said = image_set(root, split, folders[root])
+        notes += said
+        warnings += _listed_elsewhere(root, split, {entry.stem for entry in entries}, folders[root])
         for entry in entries:
             first = wanted.setdefault((root, entry.stem), entry)
             if first is not entry:
                 text = f"{entry.stem} is listed again (first in line {first.line}): ignored"
                 problems.append(Problem(entry.file, entry.line, text, False))
 
-    folders = {root: read_xml_folder(root) for root, _ in parts}
     kept: list[tuple[Path, str]] = []
     left_out: list[tuple[Path, str]] = []
     for (root, stem), entry in wanted.items():
@@ -101,15 +109,16 @@ def read_roots(
             text = f"{stem} has no XML file in Annotations: image left out"
             problems.append(Problem(entry.file, entry.line, text, True))
         elif xml.complaints:
-            file = root / "Annotations" / f"{stem}.xml"
-            problems += [Problem(file, *complaint) for complaint in xml.complaints]
+            problems += [Problem(root / "Annotations" / xml.name, *complaint) for complaint in xml.complaints]
         (kept if xml is not None and xml.readable else left_out).append((root, stem))
     if not kept:
         where = ", ".join(f"{split} of {root}" for root, split in parts)
         raise UserError(f"no image of {where} can be used; first problem: {problems[0]}")
 
-    names = _class_names(classes, folders)
+    names = _class_names(classes, lambda: folders, dict(parts))
     class_of = {name: index for index, name in enumerate(names)}
+    others = Counter(row.name for root, stem in kept for row in folders[root][stem].rows if row.name not in class_of)
+    named = {row.name for files in folders.values() for row in _rows(files)} if others else set(names)
     rows = [
         (image, class_of[row.name], row)
         for image, (root, stem) in enumerate(kept)
@@ -118,11 +127,11 @@ def read_roots(
     ]
     ids = _unique_ids([*kept, *left_out])
     roots = tuple(folders)
-    files = {root: _files_by_stem((root / "JPEGImages", *image_folders)) for root in roots}
+    files = [(root, stem, folders[root][stem]) for root, stem in kept]
     return Annotations(
         classes=names,
         images=tuple(ids[: len(kept)]),
-        size=np.array([folders[root][stem].size for root, stem in kept], dtype=np.float64),
+        size=np.array([xml.size for _, _, xml in files], dtype=np.float64),
         image=np.array([image for image, _, _ in rows], dtype=np.int64),
         class_index=np.array([label for _, label, _ in rows], dtype=np.int64),
         box=np.array([row.box for _, _, row in rows], dtype=np.float64).reshape(-1, 4),
@@ -136,7 +145,11 @@ def read_roots(
         sets=tuple(split for _, split in parts),
         root=np.array([roots.index(root) for root, _ in kept], dtype=np.int64),
         stems=tuple(stem for _, stem in kept),
-        image_files=tuple(files[root].get(stem) or root / "JPEGImages" / f"{stem}.jpg" for root, stem in kept),
+        image_files=tuple(Path(xml.image or f"{root}/JPEGImages/{stem}.jpg") for root, stem, xml in files),
+        image_readable=np.array([xml.image_readable for _, _, xml in files], dtype=bool),
+        warnings=tuple(warnings),
+        unnamed=dict(others),
+        absent=tuple(name for name in names if name not in named),
     )
 
 
@@ -182,12 +195,7 @@ def find_roots(
 
 def with_split(roots: Sequence[Path], split: str) -> tuple[tuple[Path, str], ...]:
     """The roots that have an image set, or can make it, each with its name."""
-    parts = []
-    for root in roots:
-        with contextlib.suppress(UserError):
-            image_set(root, split)
-            parts.append((root, split))
-    return tuple(parts)
+    return tuple((root, split) for root in roots if has_set(root, split))
 
 
 def class_names(roots: Iterable[Path], classes: str | Path | Sequence[str] | None = None) -> tuple[str, ...]:
@@ -196,49 +204,93 @@ def class_names(roots: Iterable[Path], classes: str | Path | Sequence[str] | Non
     Raises:
         UserError: if no class is named, one is named twice, or there is no object to take them from.
     """
-    return _class_names(classes, {} if classes is not None else {root: read_xml_folder(root) for root in roots})
+    return _class_names(classes, lambda: {root: read_xml_folder(root) for root in roots}, {})
 
 
 def _class_names(
-    classes: str | Path | Sequence[str] | None, folders: Mapping[Path, Mapping[str, XMLFile]]
+    classes: str | Path | Sequence[str] | None,
+    folders: Callable[[], Mapping[Path, Mapping[str, XMLFile]]],
+    read: Mapping[Path, str],
 ) -> tuple[str, ...]:
+    """The classes given, or those of the objects in the standard image sets and in those that are read."""
+
+    def there() -> set[str]:
+        return {row.name for files in folders().values() for row in _rows(files)}
+
     if classes is None:
         names: set[str] = set()
-        for root, files in folders.items():
-            stems = {entry.stem for file in standard_sets(root) for entry in listed(file)}
-            names.update(row.name for stem in stems & files.keys() for row in files[stem].rows)
+        for root, files in folders().items():
+            names.update(row.name for row in _rows(_in_sets(root, files, read.get(root))))
         if not names:
-            raise UserError("the development kit holds no object; give classes= if that is meant")
+            raise UserError(_why_no_object(folders(), read))
         return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
     if isinstance(classes, str | Path) and Path(classes).is_file():
-        given = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines()]
+        text = read_text(Path(classes), lambda text: not there().isdisjoint(map(str.strip, text.splitlines())))
+        given = [line.strip() for line in text.splitlines()]
     else:
         given = _comma_separated(classes) if isinstance(classes, str | Path) else [str(name) for name in classes]
-    names_given = tuple(name for name in given if name)
+    names_given = tuple(nfc(name) for name in given if name)
     twice = [name for name, count in Counter(names_given).items() if count > 1]
     if twice or not names_given:
         raise UserError(f"classes: {twice[0]} is named twice" if twice else f"classes={classes}: names no class")
     return names_given
 
 
+def _in_sets(root: Path, files: Mapping[str, XMLFile], read: str | None) -> dict[str, XMLFile]:
+    """The XML files of the images that the standard image sets list, and the set that is read."""
+    lists = filled_lists(root)
+    listed = [read_list(lists[name], files) for name in (*STANDARD, *([read] if read else [])) if name in lists]
+    return {entry.stem: files[entry.stem] for each in listed for entry in each.entries if entry.stem in files}
+
+
+def _why_no_object(folders: Mapping[Path, Mapping[str, XMLFile]], read: Mapping[Path, str]) -> str:
+    """The reason why there is no object to take the classes from."""
+    for root, files in folders.items():
+        if not any(has_set(root, name) for name in (*STANDARD, *read.values())):
+            return f"{why_missing(root, 'train')} (nor is there val, trainval or test)"
+        found = _in_sets(root, files, read.get(root))
+        if not found:
+            file = next(file for name, file in filled_lists(root).items() if name in (*STANDARD, *read.values()))
+            first, some_file = read_list(file, files).entries[0].stem, next(iter(files), "none")
+            return (
+                f"no image that the image sets of {root} list has an XML file in Annotations: {file.name} lists"
+                f" '{first}', and Annotations holds '{some_file}'"
+            )
+        said = [Problem(root / "Annotations" / xml.name, *each) for xml in found.values() for each in xml.complaints]
+        lost = [problem for problem in said if problem.lost]
+        if lost:
+            what = "object" if any(xml.readable for xml in found.values()) else "XML file"
+            return f"no {what} of {root} can be read ({len(lost)} problems); first problem: {lost[0]}"
+    return "the development kit holds no object; give classes= if that is meant"
+
+
+def _rows(files: Mapping[str, XMLFile]) -> Iterator[Row]:
+    return (row for xml in files.values() for row in xml.rows)
+
+
+def _listed_elsewhere(root: Path, split: str, stems: set[str], files: Mapping[str, XMLFile]) -> list[str]:
+    """A warning where images to be tested on are among those to train on."""
+    lists = filled_lists(root)
+    others = {"test": ("train", "val", "trainval"), "val": ("train",)}.get(split, ())
+    for other in others:
+        both = sorted(stems & {e.stem for e in read_list(lists[other], files).entries}) if other in lists else []
+        if both:
+            return [f"{len(both)} of the images of {split} are in {other} too ({some(both)}): figures on them flatter"]
+    return []
+
+
 def _unique_ids(images: Sequence[tuple[Path, str]]) -> list[str]:
     """The stem of each image, with as much of its folder in front as tells images of one name apart."""
-    count = Counter(stem for _, stem in images)
-    short = [f"{root.name}/{stem}" if count[stem] > 1 else stem for root, stem in images]
-    count = Counter(short)
-    return [f"{root.parent.name}/{name}" if count[name] > 1 else name for name, (root, _) in zip(short, images)]
-
-
-def _files_by_stem(folders: Iterable[Path]) -> dict[str, Path]:
-    """The image files of some folders by name without suffix; the first folder wins."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        if folder.is_dir():
-            for name in sorted(os.listdir(folder)):
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() in IMAGE_SUFFIXES:
-                    found.setdefault(stem, folder / name)
-    return found
+    ids = [stem for _, stem in images]
+    for depth in range(max((len(root.parts) for root, _ in images), default=0)):
+        count = Counter(ids)
+        if len(count) == len(ids):
+            break
+        ids = [
+            f"{root.parts[-1 - depth]}/{name}" if count[name] > 1 and depth < len(root.parts) else name
+            for name, (root, _) in zip(ids, images)
+        ]
+    return ids
 
 
 def _years(year: str | int | Sequence[str | int]) -> list[str]:
