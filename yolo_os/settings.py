@@ -1,7 +1,7 @@
 """The `key=value` grammar of the command line, as `yolo` has it, without importing torch or Ultralytics.
 
 Ultralytics' own parser sits behind an import that takes seconds; a mistyped key should be answered at once. The
-grammar is the same (`tests/test_keys.py` holds the two side by side): `imgsz=320`, `imgsz = 320`, `conf=0.1`,
+grammar is the same (`tests/test_settings.py` holds the two side by side): `imgsz=320`, `imgsz = 320`, `conf=0.1`,
 `plots=False`, a bare `plots` for `plots=True`, Python literals, `None`.
 """
 

@@ -90,7 +90,7 @@ def number_images(
 def _number(ids: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
     """The ids in order, each once, and the place of every entry among them, as `np.unique` gives them.
 
-    For the 300,000 detections of the timing in docs/voc.md the table saves 20 of 55 ms, the dictionary 60 of 150.
+    For the 300,000 detections of the timing in docs/results.md the table saves 20 of 55 ms, the dictionary 60 of 150.
     """
     if ids.dtype.kind not in "iu":
         words = ids.tolist()

@@ -159,7 +159,7 @@ def _stable_order(labels: Integers) -> Integers:
 def _order_falling(scores: Floats) -> Integers:
     """The stable order by falling score: a radix sort of the floats' bits, 16 at a time, which numpy sorts by counting.
 
-    Numpy's stable sort of floats instead would make the 32 ms of `evaluate_voc` in docs/voc.md 51.
+    Numpy's stable sort of floats instead would make the 32 ms of `evaluate_voc` in docs/results.md 51.
     """
     bits = (scores + 0.0).view(np.int64)  # plus 0 makes -0.0 equal to 0.0
     # As unsigned numbers, the bits of positive floats rise with them; those of negative floats lie above and fall.

@@ -53,7 +53,7 @@ class PRCurve:
 class VOCResult:
     """Average precision of a detector on one image set.
 
-    Not comparable with Ultralytics' mAP50 or COCO's AP50 of the same detections: see docs/voc.md.
+    Not comparable with Ultralytics' mAP50 or COCO's AP50 of the same detections: see docs/evaluation.md.
 
     Attributes:
         ap: shape (num_classes,); VOC 2010+ AP, nan for a class without a box that is not difficult.

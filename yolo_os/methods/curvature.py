@@ -31,7 +31,7 @@ from yolo_os.linalg import Shrinkage, centred
 from yolo_os.statistics import Anchors, Gram, generator_for
 
 # Anchor points per image and level whose curvature is used: at most so many, and at most this share of them. Few of
-# them hold an object, and the draw goes by that, so more change nothing that can be measured (docs/budget.md).
+# them hold an object, and the draw goes by that, so more change nothing that can be measured (docs/results.md).
 ROWS, ROWS_SHARE = 64, 1 / 32
 # Anchor points per image and level that enter the sums with equal weight, for the floor, the rank and the residual.
 UNIFORM = 256

@@ -64,7 +64,7 @@ KEYS = (
 )
 NOTE = (
     "and every key of `yolo train`, which go to Ultralytics as they are; data= may also be a VOCdevkit folder. What is "
-    "written where, and what the final shift does: docs/train.md"
+    "written where, and what the final shift does: docs/training.md"
 )
 EXAMPLES = (
     "yolo-os train model=yolo11n.pt data=my.yaml epochs=100",

@@ -73,7 +73,7 @@ def not_yolo_val(runs: Sequence[Run]) -> str:
     return (
         f"yolo val's mAP50 of the same detections{figure} is another number: it counts hits on difficult objects as"
         " false, averages 101 recalls, gives a second hit the next free box, and Ultralytics' own VOC labels lie half a"
-        " pixel off (docs/voc.md)"
+        " pixel off (docs/evaluation.md)"
     )
 
 
