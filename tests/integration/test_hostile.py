@@ -485,7 +485,7 @@ def test_a_damaged_file_of_an_official_name_is_left_where_it_is(contents, data, 
     assert files(in_tmp) == before and not outside
 
 
-def unfinished(detector, data, project):
+def unfinished(detector, data, project, *shifts):
     """A training that was interrupted in its second epoch; its folder."""
     from ultralytics.engine.trainer import BaseTrainer
 
@@ -496,15 +496,16 @@ def unfinished(detector, data, project):
         if event == "on_train_epoch_start" and self.epoch == 1:
             raise KeyboardInterrupt
 
-    words = [f"model={detector}", f"data={data}", "os=False", *TINY[1:], "epochs=2", f"project={project}", "name=a"]
+    words = [f"model={detector}", f"data={data}", *shifts, *TINY[1:], "epochs=2", f"project={project}", "name=a"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BaseTrainer, "run_callbacks", interrupted)
         assert main(["train", *words]) == 130
     return project / "a"
 
 
-def test_a_resumed_training_runs_nothing_of_its_folder(detector, data, in_tmp, marker, outside, capsys):
-    run = unfinished(detector, data, in_tmp / "runs")
+@pytest.mark.parametrize("shifts", [["os=False"], []], ids=str)
+def test_a_resumed_training_runs_nothing_of_its_folder(shifts, detector, data, in_tmp, marker, outside, capsys):
+    run = unfinished(detector, data, in_tmp / "runs", *shifts)
     last, best = run / "weights" / "last.pt", run / "weights" / "best.pt"
     contents = torch.load(last, weights_only=False)
     torch.save({**contents, "best_fitness": 1e9}, last)  # so that best.pt stays what it is until it is read
@@ -515,7 +516,7 @@ def test_a_resumed_training_runs_nothing_of_its_folder(detector, data, in_tmp, m
 
 
 def test_a_resumed_training_goes_on_where_its_checkpoint_lies(detector, data, in_tmp, outside):
-    run = unfinished(detector, data, in_tmp / "runs")
+    run = unfinished(detector, data, in_tmp / "runs", "os=False")
     moved, precious = in_tmp / "moved", in_tmp / "precious"
     shutil.move(run, moved)
     precious.mkdir()
@@ -532,7 +533,7 @@ def test_a_resumed_training_goes_on_where_its_checkpoint_lies(detector, data, in
 
 
 def test_a_resumed_trainings_data_are_not_fetched(detector, data, in_tmp, marker, outside, capsys):
-    run = unfinished(detector, data, in_tmp / "runs")
+    run = unfinished(detector, data, in_tmp / "runs", "os=False")
     described(in_tmp, download=writes(marker), val="images/none")
     assert main(["train", f"model={run / 'weights' / 'last.pt'}", "resume=True"]) == 2
     assert "images not found" in capsys.readouterr().err

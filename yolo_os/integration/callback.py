@@ -22,6 +22,7 @@ from yolo_os.files import written_whole
 from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write
 from yolo_os.integration.data import calibration_batches
+from yolo_os.integration.guard import note_written
 from yolo_os.integration.runtime import progress_bar
 from yolo_os.recipe import ShiftRecipe, read_settings
 from yolo_os.settings import reject_unknown
@@ -301,6 +302,12 @@ class SOS:
             norms = {"os/norm": _norm(run.head), "os/norm_ema": _norm(find_head(trainer.ema.ema))}
             trainer.lr.update(run.log.totals() | norms)
 
+    def on_model_save(self, trainer: Any) -> None:
+        """Remember what this process saved: a `best.pt` may also be an older one, of a run that is resumed."""
+        note_written(trainer.last)
+        if trainer.best_fitness == trainer.fitness:
+            note_written(trainer.best)
+
     def on_fit_epoch_end(self, trainer: Any) -> None:
         """After the last epoch is saved and before the last validation: the final shift of what was saved."""
         run = self._running()
@@ -329,7 +336,7 @@ class SOS:
     def _finish(trainer: Any, run: _Run, path: Path, recipe: ShiftRecipe) -> None:
         """Shift the weights saved in a file, if the loss on images that the shift did not use allows it."""
         LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
-        checkpoint = load_checkpoint(path, trust=True)  # written by this very process
+        checkpoint = load_checkpoint(path)  # trusted if this very process wrote it
         model = checkpoint.model.to(trainer.device)
         loading = {"imgsz": trainer.args.imgsz, "batch": min(trainer.batch_size, 16), "workers": trainer.args.workers}
         used, held_out = calibration_batches(model, trainer.args.data, recipe, **loading)
@@ -364,7 +371,8 @@ class SOS:
                 found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
                 LOGGER.info(f"{_SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
         if run.validated:  # what `model.train()` returns after a training on several GPUs
-            contents = load_checkpoint(trainer.best, trust=True).contents
+            note_written(trainer.best)  # by Ultralytics, which stripped what we wrote
+            contents = load_checkpoint(trainer.best).contents
             write({**contents, "train_metrics": {**run.validated, **trainer.metrics}}, trainer.best)
         if trainer.args.plots:
             from yolo_os.plots.shift import plot_training
@@ -403,6 +411,7 @@ _EVENTS = (
     "on_train_batch_start",
     "on_train_batch_end",
     "on_train_epoch_end",
+    "on_model_save",
     "on_fit_epoch_end",
     "on_train_end",
     "teardown",
