@@ -37,7 +37,7 @@ from defusedxml.ElementTree import fromstring
 from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
-from yolo_os.files import written_whole
+from yolo_os.files import as_path, is_dir, is_file, written_whole
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -239,13 +239,13 @@ def find_roots(
         UserError: if a devkit is no folder, or has none of the years, or a year is in none of the devkits.
     """
     given = [devkit] if isinstance(devkit, str | Path) else list(devkit)
-    whole = [[item] if Path(item).expanduser().is_dir() else _comma_separated(item) for item in given]
-    devkits = [Path(item).expanduser() for items in whole for item in items]
+    whole = [[item] if is_dir(as_path(item)) else _comma_separated(item) for item in given]
+    devkits = [as_path(item) for items in whole for item in items]
     years = None if year is None else _years(year)
     roots: list[Path] = []
     found_years: set[str] = set()
     for folder in devkits:
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise UserError(f"devkit={folder}: no such folder")
         if (folder / "Annotations").is_dir():
             roots.append(folder.resolve())
@@ -591,8 +591,11 @@ def _class_names(classes: str | Path | Sequence[str] | None, years: Iterable[_Ye
         if not names:
             raise UserError("the development kit holds no object; give classes= if that is meant")
         return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
-    if isinstance(classes, str | Path) and Path(classes).is_file():
-        given = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines()]
+    if isinstance(classes, str | Path) and is_file(as_path(classes)):
+        try:
+            given = [line.strip() for line in as_path(classes).read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"classes={classes}: can't be read ({error})") from None
     else:
         given = _comma_separated(classes) if isinstance(classes, str | Path) else [str(name) for name in classes]
     names_given = tuple(name for name in given if name)

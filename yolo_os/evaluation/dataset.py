@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,13 @@ from yolo_os.evaluation.annotations import (
     image_set,
     read_roots,
 )
+from yolo_os.files import FULL, as_path, is_dir, is_file, remove_leftovers, temporary_prefix
+from yolo_os.plain_yaml import read_yaml
 
 SPLITS = ("train", "val", "test")
 _FORMAT = 1
-_OWN = {"data.yaml", "images", "labels", "problems.txt"}  # all that a data set made here holds
+_MANIFEST = ".files.json"  # of a data set made here: its files with sizes and times, so that it knows them again
+_OWN = {"data.yaml", "images", "labels", "problems.txt", _MANIFEST}  # all that a data set made here holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +122,7 @@ def convert(
     year: str | int | Sequence[str | int] | None = "2007",
     classes: str | Path | Sequence[str] | None = None,
     copy: bool = False,
+    cache: bool = False,
 ) -> Dataset:
     """Make an Ultralytics data set of a development kit in the folder `out`: it appears whole or not at all.
 
@@ -126,23 +130,33 @@ def convert(
         devkit, year, classes: as for `read_devkit`.
         out: a new or empty folder, or a data set made here before, which is replaced.
         copy: copy the images; otherwise link them, symbolically, else by hard link, else copy.
+        cache: `out` is a folder of ours, where nobody keeps anything.
 
     Raises:
-        UserError: as `read_devkit`, or if `out` holds something else.
+        UserError: as `read_devkit`, or if `out` holds something else, or there is no more room.
     """
     roots = find_roots(devkit, year)
     names = class_names(roots, classes)
-    out = Path(out).expanduser()
-    _refuse_foreign(out)
+    out = as_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"out={out}: cannot write there ({error.strerror})") from None
+        _clean_up(out)
+        if not cache:
+            _refuse_foreign(out)
+        building = Path(tempfile.mkdtemp(prefix=temporary_prefix(out), dir=out.parent))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"out={out}: cannot write there ({getattr(error, 'strerror', None) or error})") from None
     try:
         building.chmod(0o755)  # mkdtemp makes it private
         dataset = _fill(building, roots, names, copy)
+        _note_files(building)
         _move_into_place(building, out)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(f"out={out}: cannot write there ({error.strerror})") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return replace(dataset, yaml=out / "data.yaml")
@@ -173,7 +187,7 @@ def dataset_for(
     wanted = _fingerprint(roots, names)
     if _fingerprint_of(folder) != wanted:
         try:
-            convert(roots, folder, None, names)
+            convert(roots, folder, None, names, cache=True)
         except UserError:
             if _fingerprint_of(folder) != wanted:  # unless another process, of a training on two GPUs, was first
                 raise
@@ -182,8 +196,8 @@ def dataset_for(
 
 def is_devkit(path: str | Path) -> bool:
     """Whether a path is a VOCdevkit folder, or a folder such as `VOC2007`, rather than a data.yaml."""
-    folder = Path(path).expanduser()
-    return (
+    folder = as_path(path)
+    return is_dir(folder) and (
         (folder / "Annotations").is_dir()
         or any(folder.glob("VOC*/Annotations"))
         or any(folder.glob("VOCdevkit/VOC*/Annotations"))
@@ -201,18 +215,20 @@ def devkit_of(data_yaml: str | Path) -> Source:
     Raises:
         UserError: if the file is missing or no data.yaml, or no VOCdevkit is found behind it.
     """
-    file = _find_yaml(Path(data_yaml).expanduser())
+    file = _find_yaml(as_path(data_yaml))
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = read_yaml(file)
         names = data["names"]
         classes = tuple(str(names[key]) for key in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"data={file}: is no data.yaml of a data set ({type(error).__name__}: {error})") from None
 
     record = data.get("voc")
     if isinstance(record, dict) and "devkit" in record:
-        roots = [Path(root) for root in record["devkit"]]
-        gone = [root for root in roots if not (root / "Annotations").is_dir()]
+        if not isinstance(record["devkit"], list):
+            raise UserError(f"data={file}: its record of the development kit is damaged; make it again")
+        roots = [Path(str(root)) for root in record["devkit"]]
+        gone = [root for root in roots if not is_dir(root / "Annotations")]
         if gone:
             raise UserError(f"data={file}: was made from {gone[0]}, which is not there any more; make it again")
         return Source({split: _with_split(roots, split) for split in SPLITS}, classes)
@@ -390,8 +406,8 @@ def _fingerprint(roots: Sequence[Path], names: tuple[str, ...]) -> str:
 def _record(folder: Path) -> dict[str, Any] | None:
     """What `data.yaml` says about its making, or None if the folder is no data set made here."""
     try:
-        data = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        data = read_yaml(folder / "data.yaml")
+    except UserError:
         return None
     record = data.get("voc") if isinstance(data, dict) else None
     return record if isinstance(record, dict) and str(record.get("made_by", "")).startswith("yolo-os") else None
@@ -413,10 +429,42 @@ def _refuse_foreign(out: Path) -> None:
         raise UserError(
             f"out={out}: would be replaced, but holds {others[0]}, which yolo-os voc did not make; move it away"
         )
+    try:
+        made = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"out={out}: would be replaced, but has no list of its files any more; move it away") from None
+    for name, stamp in _stamps(out):
+        if name not in made and not re.fullmatch(r"labels/[^/]+\.cache", name):
+            raise UserError(
+                f"out={out}: would be replaced, but holds {name}, which yolo-os voc did not make; move it away"
+            )
+        if name in made and made[name] != stamp:
+            raise UserError(f"out={out}: would be replaced, but {name} was changed since; move it away")
+
+
+def _note_files(folder: Path) -> None:
+    (folder / _MANIFEST).write_text(json.dumps(dict(_stamps(folder))), encoding="utf-8")
+
+
+def _stamps(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """The files of a data set, but for their list itself: name, and size and time, of a link those of its own."""
+    for file in sorted(folder.rglob("*")):
+        if (file.is_symlink() or not file.is_dir()) and file.name != _MANIFEST:
+            stat = file.lstat()
+            yield file.relative_to(folder).as_posix(), [stat.st_size, stat.st_mtime_ns]
+
+
+def _clean_up(out: Path) -> None:
+    """Remove what killed runs left beside `out`; one killed in the middle of replacing it is put back."""
+    for folder in remove_leftovers(out):
+        old = folder / out.name
+        if old.is_dir() and not out.exists():
+            os.rename(old, out)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move_into_place(building: Path, out: Path) -> None:
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    old = Path(tempfile.mkdtemp(prefix=f"{temporary_prefix(out)}old-", dir=out.parent))
     try:
         with contextlib.suppress(FileNotFoundError):
             os.rename(out, old / out.name)
@@ -428,9 +476,9 @@ def _move_into_place(building: Path, out: Path) -> None:
 
 
 def _find_yaml(file: Path) -> Path:
-    if file.is_dir():
+    if is_dir(file):
         file = file / "data.yaml"
-    if file.is_file():
+    if is_file(file):
         return file
     package = importlib.util.find_spec("ultralytics")  # finds it without importing it
     if package and package.origin:
@@ -442,8 +490,8 @@ def _find_yaml(file: Path) -> Path:
 
 def _dataset_folder(data: dict[str, Any], file: Path) -> Path:
     """The folder that the paths of a data.yaml start from, found as Ultralytics finds it."""
-    path = Path(str(data.get("path") or file.parent)).expanduser()
-    if path.is_absolute() or path.exists():
+    path = as_path(str(data.get("path") or file.parent))
+    if path.is_absolute() or is_dir(path):
         return path
     home = Path.home()
     by_system = {"win32": home / "AppData" / "Roaming", "darwin": home / "Library" / "Application Support"}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.voc import VOCResult, evaluate_voc
-from yolo_os.files import written_whole
+from yolo_os.files import as_path, file_name, is_dir, is_file, written_whole
 
 # Names that COCO and VOC have for the same class; compared in lower case and without spaces, hyphens, underscores.
 _ALIASES = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
@@ -105,25 +105,27 @@ def read_detections(
         UserError: for a file that cannot be read, a number that is not finite, and, if `strict`, an image or class
             that is unknown; it names file and line, or file and entry.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = as_path(path)
+    if is_dir(path):
         return read_comp4(path, annotations, split, strict)
-    if path.is_file() and path.suffix == ".json":
+    if is_file(path) and path.suffix == ".json":
         return read_coco_json(path, annotations, strict, pixel_offset)
     wanted = "a folder of comp4_det_test_CLASS.txt files or a COCO result file (.json) is needed"
-    raise UserError(f"detections={path}: {'is neither' if path.exists() else 'is not there'}; {wanted}")
+    raise UserError(f"detections={path}: {'is neither' if is_file(path) else 'is not there'}; {wanted}")
 
 
 def read_comp4(folder: Path, annotations: Annotations, split: str = "test", strict: bool = True) -> Detections:
     """Read the devkit's text files, `comp4_det_test_car.txt` or `car.txt`, of one folder; see `read_detections`."""
     files, notes = _comp4_files(folder, split)
-    known = {name: index for index, name in enumerate(annotations.classes)}
+    known = {file_name(name): index for index, name in enumerate(annotations.classes)}
+    known |= {name: index for index, name in enumerate(annotations.classes)}
     gather = _Gather(annotations, strict)
     for name, file in sorted(files.items()):
         ids, numbers, lines = _comp4_lines(file)
         label = known.get(name)
         if label is None:
-            gather.refuse("of unknown classes", f"{file}: class '{name}' is not among {_some(known)}", len(ids))
+            what = f"{file}: class '{name}' is not among {_some(annotations.classes)}"
+            gather.refuse("of unknown classes", what, len(ids))
             continue
         gather.add(
             ids,
@@ -132,7 +134,7 @@ def read_comp4(folder: Path, annotations: Annotations, split: str = "test", stri
             numbers[:, 0],
             lambda row, file=file, lines=lines: f"{file}:{lines[row]}",
         )
-    missing = [name for name in annotations.classes if name not in files]
+    missing = [name for name in annotations.classes if name not in files and file_name(name) not in files]
     if missing:
         notes.append(f"{folder} has no file for {', '.join(missing)}: taken as no detections")
     return gather.result(notes)
@@ -149,6 +151,8 @@ def read_coco_json(file: Path, annotations: Annotations, strict: bool = True, pi
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{file}: cannot be read as JSON (nested too deep)") from None
     entries = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise UserError(f"{file}: holds no list of detections")
@@ -158,15 +162,15 @@ def read_coco_json(file: Path, annotations: Annotations, strict: bool = True, pi
     for row, entry in enumerate(entries):
         try:
             numbers[row] = (*entry["bbox"], entry["score"])
-            categories.append(entry["category_id"])
-            ids.append(Path(entry["file_name"]).stem if "file_name" in entry else entry["image_id"])
-        except (TypeError, ValueError, KeyError) as error:
+            categories.append(_identity(entry["category_id"]))
+            ids.append(Path(entry["file_name"]).stem if "file_name" in entry else _identity(entry["image_id"]))
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else f"is not as it should be ({error})"
             raise UserError(
                 f"{file}: entry {row} {detail}; needs image_id, category_id, bbox (4 numbers), score"
             ) from None
 
-    by_number, note = _coco_classes(content, categories, annotations.classes)
+    by_number, note = _coco_classes(file, content, categories, annotations.classes)
     label = np.array([by_number.get(category, -1) for category in categories], dtype=np.int64)
     box = np.concatenate([numbers[:, :2] + pixel_offset, numbers[:, :2] + numbers[:, 2:4]], axis=1)
     gather = _Gather(annotations, strict)
@@ -264,7 +268,7 @@ def write_comp4(detections: Detections, folder: Path, split: str = "test", compe
         rows = np.flatnonzero(detections.class_index == label)
         ids = (detections.images[index] for index in detections.image[rows].tolist())
         values = zip(ids, detections.score[rows].tolist(), detections.box[rows].tolist())
-        file = folder / f"{competition}_det_{split}_{name}.txt"
+        file = folder / f"{competition}_det_{split}_{file_name(name)}.txt"
         with written_whole(file) as temporary:
             temporary.write_text(
                 "".join(f"{image} {score!r} {x1!r} {y1!r} {x2!r} {y2!r}\n" for image, score, (x1, y1, x2, y2) in values)
@@ -416,14 +420,38 @@ def _comp4_lines(file: Path) -> tuple[list[str], NDArray[np.float64], list[int]]
     return [row[0] for row in rows], values.reshape(-1, 5), places
 
 
-def _coco_classes(content: Any, categories: list[Any], classes: tuple[str, ...]) -> tuple[dict[Any, int], str]:
+def _coco_classes(
+    file: Path, content: Any, categories: list[Any], classes: tuple[str, ...]
+) -> tuple[dict[Any, int], str]:
     """Which class each category id stands for, and a note on how that was decided."""
     if isinstance(content, dict) and content.get("categories"):
-        return match_names({item["id"]: str(item["name"]) for item in content["categories"]}, classes), ""
+        try:
+            return match_names(
+                {_identity(item["id"]): str(item["name"]) for item in content["categories"]}, classes
+            ), ""
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{file}: its 'categories' are no list of id and name ({type(error).__name__}: {error})"
+            ) from None
     names = {name: index for index, name in enumerate(classes)}
     first = 0 if 0 in categories else 1
     note = f"category_id is counted from {first}: {first} is {classes[0]}" if categories else ""
     return {**names, **{first + index: index for index in range(len(classes))}}, note
+
+
+def _identity(value: Any) -> Any:
+    """An id of an image or a category.
+
+    Raises:
+        TypeError: if it is neither a number nor text.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"an id is {value!r:.40}, neither a whole number nor text")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise TypeError("an id is a number of too many digits")
+    return value
 
 
 def _plain(name: str) -> str:

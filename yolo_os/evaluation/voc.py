@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from yolo_os.errors import UserError
+from yolo_os.terminal import in_table
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -153,9 +154,10 @@ class VOCResult:
 
     def __str__(self) -> str:
         """A table: AP of 2007, AP of 2010 and number of boxes, class by class, and the means."""
-        width = max([len(name) for name in self.names] + [len("mean")])
+        names = [in_table(name) for name in self.names]
+        width = max(map(len, (*names, "mean")))
         lines = [f"{'class':<{width}}   AP07   AP10    npos"]
-        for name, ap07, ap, npos in zip(self.names, self.ap07, self.ap, self.npos):
+        for name, ap07, ap, npos in zip(names, self.ap07, self.ap, self.npos):
             lines.append(f"{name:<{width}} {_figure(ap07)} {_figure(ap)} {npos:>7}")
         lines.append(f"{'mean':<{width}} {_figure(self.map07)} {_figure(self.map)} {int(self.npos.sum()):>7}")
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from torch import nn
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
-from yolo_os.errors import UserError, shown
+from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
 from yolo_os.integration.architecture import check_architecture
@@ -127,7 +127,7 @@ def find_checkpoint(path: str | Path, key: str = "model") -> Path:
     try:
         there, folder = file.exists(), file.is_dir()
     except (OSError, ValueError) as error:  # a name too long, or with a null in it
-        raise UserError(f"{key}={shown(path)}: no such file ({_line(error)})") from None
+        raise UserError(f"{key}={path}: no such file ({_line(error)})") from None
     if not there:
         hint = (
             ""
@@ -291,8 +291,8 @@ def write(contents: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: if it can't be written.
     """
-    with written_whole(path) as temporary:
-        torch.save(dict(contents), temporary)
+    with written_whole(path) as temporary, temporary.open("wb") as file:  # of which a full disk is said as such
+        torch.save(dict(contents), file)
     note_written(path)
 
 

@@ -24,7 +24,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
 from yolo_os.errors import UserError
-from yolo_os.files import read_yaml
+from yolo_os.plain_yaml import read_yaml
 
 # Functions that are replaced, by the module that defines them.
 _FETCHING = {

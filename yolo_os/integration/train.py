@@ -14,12 +14,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import class_names, find_roots
 from yolo_os.evaluation.dataset import dataset_for, is_devkit
-from yolo_os.files import read_yaml
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import find_checkpoint, read_contents
 from yolo_os.integration.data import class_names_of, read_description
 from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
+from yolo_os.plain_yaml import read_yaml
 
 
 def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, check_writable, run_folder, written_whole
+from yolo_os.files import (
+    RUN_KEYS,
+    as_path,
+    check_folder,
+    check_outputs,
+    discard_folder,
+    file_name,
+    run_folder,
+    write_text,
+)
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
+from yolo_os.terminal import in_table
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Annotations
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 
 _CHEAP = 30_000  # detections that pycocotools scores in a few seconds
 _REPLICATES = 1000
+_INPUTS = ("model", "detections", "data", "devkit", "classes")
 
 KEYS = (
     Key("model", (str, list, type(None)), None, "checkpoint to run; several with commas are compared with the first"),
@@ -78,8 +88,8 @@ class _Run:
 def run(options: dict[str, Any]) -> int:
     """Evaluate as the keys say; the exit code."""
     sources = _sources(options)
-    if options["json"]:
-        check_writable(Path(options["json"]))
+    check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
+    check_folder("val", options)
     models = _load_models(sources, options) if options["model"] is not None else {}
     annotations = _ground_truth(options, models)
     _print_ground_truth(annotations)
@@ -88,11 +98,10 @@ def run(options: dict[str, Any]) -> int:
     try:
         runs = [_evaluate(name, source, annotations, models.get(name), options) for name, source in sources.items()]
     except BaseException:
-        with contextlib.suppress(OSError):  # not if it holds an earlier run
-            folder.rmdir()
+        discard_folder(folder)
         raise
     if annotations.problems:
-        _write(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
+        write_text(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
     replicates = options["bootstrap"]
     if replicates is None:
         replicates = _REPLICATES if len(runs) > 1 else 0
@@ -103,9 +112,9 @@ def run(options: dict[str, Any]) -> int:
     print(_not_yolo_val(runs))
     _leave_files(runs, folder, options)
     text = json.dumps(content, indent=2) + "\n"
-    _write(folder / "voc.json", text)
+    write_text(folder / "voc.json", text)
     if options["json"]:
-        _write(Path(options["json"]), text)
+        write_text(as_path(options["json"]), text)
     print(f"results in {folder}")
     return INCOMPLETE if annotations.lost else 0
 
@@ -250,7 +259,9 @@ def _report_several(runs: Sequence[_Run], replicates: int, options: dict[str, An
         content["gains"][run.name] = {"over": first.name} | _named(gain, first.result.names)
         if options["plots"]:
             title = f"{run.name} against {first.name}"
-            plot_differences(first.result.names, gain, title, folder / f"{run.name.replace('/', '_')}_gain.png")
+            plot_differences(
+                first.result.names, gain, title, folder / f"{file_name(run.name.replace('/', '_'))}_gain.png"
+            )
     print()
     return content
 
@@ -274,11 +285,10 @@ def _named(bars: Bootstrap, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _table_with_bars(result: VOCResult, bars: Bootstrap) -> str:
-    width = max(len(name) for name in (*result.names, "mean"))
+    names = [*map(in_table, result.names), "mean"]
+    width = max(map(len, names))
     rows = [f"{'class':<{width}}  {'AP07':<24}  {'AP10':<24}  npos"]
-    entries = zip(
-        (*result.names, "mean"), (*bars.ap07, bars.map07), (*bars.ap, bars.map), (*result.npos, result.npos.sum())
-    )
+    entries = zip(names, (*bars.ap07, bars.map07), (*bars.ap, bars.map), (*result.npos, result.npos.sum()))
     rows += [f"{name:<{width}}  {ap07!s:<24}  {ap!s:<24}  {npos:>4}" for name, ap07, ap, npos in entries]
     return "\n".join(rows).replace("nan [nan, nan]", "-             ")
 
@@ -286,10 +296,11 @@ def _table_with_bars(result: VOCResult, bars: Bootstrap) -> str:
 def _side_by_side(runs: Sequence[_Run]) -> str:
     """AP10 of each class for each detector, and both means."""
     first = runs[0].result
-    width = max(len(name) for name in (*first.names, "mean AP10"))
-    columns = [max(6, len(run.name)) for run in runs]
-    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{run.name:>{size}}" for run, size in zip(runs, columns)) + "    npos"]
-    for index, name in enumerate(first.names):
+    names, titles = [*map(in_table, first.names)], [in_table(run.name) for run in runs]
+    width = max(map(len, (*names, "mean AP10")))
+    columns = [max(6, len(title)) for title in titles]
+    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{title:>{size}}" for title, size in zip(titles, columns)) + "    npos"]
+    for index, name in enumerate(names):
         values = "  ".join(f"{_figure(run.result.ap[index]):>{size}}" for run, size in zip(runs, columns))
         rows.append(f"{name:<{width}}  {values}  {first.npos[index]:>6}")
     for label, means in (
@@ -328,15 +339,10 @@ def _leave_files(runs: Sequence[_Run], folder: Path, options: dict[str, Any]) ->
     from yolo_os.evaluation.detections import write_comp4
 
     for run in runs:
-        label = run.name.replace("/", "_")
+        label = file_name(run.name.replace("/", "_"))
         if options["plots"]:
             run.result.plot(folder / ("pr_curves.png" if len(runs) == 1 else f"{label}_pr_curves.png"))
         if not run.came_as_comp4:
             write_comp4(
                 run.detections, folder / "comp4" if len(runs) == 1 else folder / "comp4" / label, options["split"]
             )
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
