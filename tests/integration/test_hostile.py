@@ -5,6 +5,7 @@ Every file is made here. Code that runs leaves a marker; every attempt to connec
 
 from __future__ import annotations
 
+import errno
 import pickle
 import shutil
 import socket
@@ -579,3 +580,28 @@ def test_the_guard_goes_along_into_other_processes():
     finally:
         unpacked._guard.__exit__(None, None, None)
     assert tasks.torch_safe_load is before
+
+
+def test_a_training_writes_its_checkpoints_whole(detector, data, in_tmp, monkeypatch, capsys):
+    """A disk that is full in the second epoch: what the first left is whole, and the error is one line."""
+    written = Path.write_bytes
+    count = []
+
+    def full(self, content):
+        if self.suffix == ".pt":
+            count.append(self)
+            if len(count) == 3:  # last.pt of the second epoch
+                written(self, content[:1000])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return written(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    words = [*TINY[1:], "epochs=3", "os=False", f"project={in_tmp / 'runs'}", "name=a"]
+    assert main(["train", f"model={detector}", f"data={data}", *words]) == 2
+    assert len(count) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("yolo-os: error: ") and "last.pt: No space left on device" in error
+    monkeypatch.undo()
+    weights = in_tmp / "runs" / "a" / "weights"
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
+    assert read_contents(weights / "last.pt")["epoch"] == 0

@@ -21,9 +21,11 @@ from typing import Any, cast
 import numpy as np
 from ultralytics.data.base import BaseDataset
 from ultralytics.nn import tasks
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 
 from yolo_os.errors import UserError
+from yolo_os.files import written_whole
+from yolo_os.integration.runtime import quiet
 from yolo_os.plain_yaml import read_yaml
 
 # Functions that are replaced, by the module that defines them.
@@ -35,6 +37,7 @@ _FETCHING = {
 _TEXT_MODELS = ("ultralytics.nn.text_model", "clip")  # importing the first installs the second, where it is missing
 _trusting: list[bool] = []  # of each guard that is open, innermost last
 _written: dict[Path, tuple[int, int]] = {}  # checkpoints that this process wrote: size and time
+_Path: Any = type(Path())
 _NO_FILE = Path(os.devnull) / "none"
 
 
@@ -57,6 +60,15 @@ def guarded(trust: bool = False) -> Iterator[None]:
         _trusting.pop()
 
 
+class _WholePath(_Path):  # type: ignore[misc]  # which the type of paths is varies with the system
+    """A path that bytes appear at whole or not at all."""
+
+    def write_bytes(self, data: Any) -> int:
+        """Write a file."""
+        with written_whole(Path(self)) as temporary:
+            return temporary.write_bytes(data)
+
+
 class GuardedProcess:
     """Carries the guard into processes that Ultralytics starts: unpickled there, with the callbacks, it sets it up.
 
@@ -67,8 +79,12 @@ class GuardedProcess:
     def __init__(self, trust: bool = False) -> None:
         self.trust = trust
 
-    def __call__(self, trainer: Any) -> None:
-        """Called after a trainer has saved its checkpoints: they are this process's own."""
+    def on_train_start(self, trainer: Any) -> None:
+        """Have a trainer write its checkpoints whole or not at all, however it ends."""
+        trainer.wdir, trainer.last, trainer.best = map(_WholePath, (trainer.wdir, trainer.last, trainer.best))
+
+    def on_model_save(self, trainer: Any) -> None:
+        """Note that what a trainer has just saved is this process's own."""
         note_written(trainer.last)
         if trainer.best_fitness == trainer.fitness:
             note_written(trainer.best)
@@ -163,6 +179,10 @@ def _second_lock(shut: bool) -> Iterator[None]:
             module.SAFE_LOAD = constant
 
 
+class _Unchanged(Exception):
+    """Nothing was written."""
+
+
 def _refusing(name: str) -> Callable[..., Any]:
     def refuse(*given: Any, **named: Any) -> Any:
         what = str(given[0] if given else named.get("url") or named.get("file") or "")
@@ -244,6 +264,24 @@ def _without_installing(original: Callable[..., Any]) -> Callable[..., Any]:
     return check_requirements
 
 
+def _stripping_whole(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`strip_optimizer`, which writes over the checkpoint that it reads."""
+
+    def strip_optimizer(f: Any = "best.pt", s: Any = "", updates: Any = None) -> Any:
+        target = Path(str(s or f))
+        try:
+            with written_whole(target) as temporary, quiet():
+                result = original(f, str(temporary), updates)
+                if not result:
+                    raise _Unchanged
+        except _Unchanged:  # it is no checkpoint, and stays as it is
+            return {}
+        LOGGER.info(f"Optimizer stripped from {f}{f', saved as {s}' if s else ''}, {target.stat().st_size / 1e6:.1f}MB")
+        return result
+
+    return strip_optimizer
+
+
 def _never(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_pip_update_available() -> bool:
         return False
@@ -270,6 +308,7 @@ _REPLACED: tuple[tuple[str, str, Callable[[Callable[..., Any]], Callable[..., An
     ("ultralytics.utils.checks", "check_requirements", _without_installing),
     ("ultralytics.utils.checks", "check_pip_update_available", _never),
     ("ultralytics.utils.downloads", "is_url", _offline),
+    ("ultralytics.utils.torch_utils", "strip_optimizer", _stripping_whole),
 )
 
 

@@ -14,6 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import class_names, find_roots
 from yolo_os.evaluation.dataset import dataset_for, is_devkit
+from yolo_os.files import FULL
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import find_checkpoint, read_contents
 from yolo_os.integration.data import class_names_of, read_description
@@ -107,12 +108,17 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
         choose_device(str(given["device"]).strip("[]() ").replace(" ", ""))
     begun: list[Any] = []
     model.add_callback("on_train_start", begun.append)
-    model.add_callback("on_model_save", GuardedProcess(trust))
+    process = GuardedProcess(trust)
+    model.add_callback("on_train_start", process.on_train_start)
+    model.add_callback("on_model_save", process.on_model_save)
     try:
         return model.train(**given)
     except (UserError, subprocess.CalledProcessError):  # the second: of the processes on several GPUs, at any time
         raise
     except Exception as error:  # Ultralytics raises anything for what it can't set up: images, sizes, optimizers
+        if isinstance(error, OSError) and error.errno in FULL:
+            folder = getattr(model.trainer, "save_dir", "the folder of the run")
+            raise UserError(f"cannot write into {folder}: {error.strerror}; what was finished is kept") from error
         if begun:
             raise
         said = " ".join(str(error).split())
