@@ -15,7 +15,13 @@ from types import ModuleType
 
 from yolo_os._version import __version__
 from yolo_os.errors import UserError
+from yolo_os.files import FULL
 from yolo_os.settings import parse_pairs
+from yolo_os.terminal import plain_streams, shown
+
+# For Ultralytics, before it is imported: it looks for the network then, and loads and installs what files ask for
+# unless it is told otherwise (docs/security.md). Whoever sets one of them differently means it.
+ENVIRONMENT = {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 # Each mode is a module of `yolo_os.modes` with KEYS, EXAMPLES and run(options); the line is its help. One that takes
 # more than its KEYS has parse(words) as well, and a NOTE on what that is.
@@ -38,24 +44,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    try:
-        return _dispatch(words)
-    except UserError as error:
-        if debug:
-            raise
-        if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike, one says so
-            print(f"yolo-os: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("yolo-os: interrupted; what was finished before is kept", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
-    except Exception as error:
-        if debug:
-            raise
-        print(f"yolo-os: unforeseen {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
-        return 1
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    with plain_streams():
+        try:
+            return _dispatch(words)
+        except UserError as error:
+            if debug:
+                raise
+            return _say(str(error))
+        except KeyboardInterrupt:
+            print("yolo-os: interrupted; what was finished before is kept", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            return 0
+        except Exception as error:
+            if debug:
+                raise
+            if isinstance(error, OSError) and error.errno in FULL:
+                return _say(f"cannot write {error.filename or 'a file of this run'}: {error.strerror}")
+            print(f"yolo-os: unforeseen {type(error).__name__}: {shown(error)}\n(--debug shows where)", file=sys.stderr)
+            return 1
+
+
+def _say(error: str) -> int:
+    if os.environ.get("RANK", "0") == "0":  # of several processes that fail alike, one says so
+        print(f"yolo-os: error: {shown(error)}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(words: list[str]) -> int:

@@ -65,7 +65,7 @@ def test_the_callbacks_reach_the_processes_that_ultralytics_starts(trained, trai
     assert found["settings"]["seed"] == 7
     assert not found["left over"]
     assert found["events"] == sorted(event for event, each in model.callbacks.items() if any(map(sos_of, each)))
-    assert len(found["events"]) == 8
+    assert len(found["events"]) == 9
 
 
 def test_it_pickles_in_the_middle_of_a_training_without_what_belongs_to_that(train):

@@ -119,7 +119,7 @@ DAMAGE = {
         "no checkpoint that Ultralytics can read",
     ),
     "state.pt": (lambda source, path: torch.save({"model": {"w": torch.ones(1)}}, path), "it holds no model"),
-    "tensor.pt": (lambda source, path: torch.save(torch.ones(1), path), "can't be loaded"),
+    "tensor.pt": (lambda source, path: torch.save(torch.ones(1), path), "it holds no model"),
     "exported.onnx": (lambda source, path: path.write_bytes(b"x"), "takes a .pt checkpoint"),
 }
 

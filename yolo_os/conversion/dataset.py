@@ -24,6 +24,7 @@ from yolo_os.evaluation.readers.cache import cache_folder, fingerprint
 from yolo_os.evaluation.readers.data_yaml import RECORD, SPLITS, folder_names
 from yolo_os.evaluation.readers.devkit import class_names, find_roots, read_roots, with_split
 from yolo_os.evaluation.readers.image_sets import is_empty, why_missing
+from yolo_os.files import as_path
 
 _FORMAT = 2
 
@@ -77,6 +78,7 @@ def convert(
     year: str | int | Sequence[str | int] | None = "2007",
     classes: str | Path | Sequence[str] | None = None,
     copy: bool = False,
+    cache: bool = False,
 ) -> Dataset:
     """Make an Ultralytics data set of a development kit in the folder `out`: it appears whole or not at all.
 
@@ -84,14 +86,15 @@ def convert(
         devkit, year, classes: as for `read_devkit`.
         out: a new or empty folder, or a data set made here before, which is replaced.
         copy: copy the images; otherwise link them, symbolically, else by hard link, else copy.
+        cache: `out` is a folder of ours, where nobody keeps anything.
 
     Raises:
-        UserError: as `read_devkit`, or if `out` holds something else.
+        UserError: as `read_devkit`, or if `out` holds something else, or there is no more room.
     """
     roots = find_roots(devkit, year)
     names = class_names(roots, classes)
-    out = Path(out).expanduser()
-    with replacing(out) as building:
+    out = as_path(out)
+    with replacing(out, cache) as building:
         dataset = _fill(building, roots, names, copy)
     return replace(dataset, yaml=out / "data.yaml")
 
@@ -121,7 +124,7 @@ def dataset_for(
     wanted = _fingerprint(roots, names)
     if _fingerprint_of(folder) != wanted:
         try:
-            convert(roots, folder, None, names)
+            convert(roots, folder, None, names, cache=True)
         except UserError:
             if _fingerprint_of(folder) != wanted:  # unless another process, of a training on two GPUs, was first
                 raise

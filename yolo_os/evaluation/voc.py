@@ -27,6 +27,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation import arrays
 from yolo_os.evaluation.arrays import Floats, Integers
 from yolo_os.evaluation.matching import Matches, match
+from yolo_os.terminal import in_table
 
 # The eleven recalls as two languages compute them. MATLAB's 0:0.1:1 counts its second half down from 1, so it has
 # exactly 0.6 and 0.7 where numpy has the next larger float; every Python evaluator uses numpy's.
@@ -118,9 +119,10 @@ class VOCResult:
 
     def __str__(self) -> str:
         """A table: AP of 2007, AP of 2010 and number of boxes, class by class, and the means."""
-        width = max([len(name) for name in self.names] + [len("mean")])
+        names = [in_table(name) for name in self.names]
+        width = max(map(len, (*names, "mean")))
         lines = [f"{'class':<{width}}   AP07   AP10    npos"]
-        for name, ap07, ap, npos in zip(self.names, self.ap07, self.ap, self.npos):
+        for name, ap07, ap, npos in zip(names, self.ap07, self.ap, self.npos):
             lines.append(f"{name:<{width}} {_figure(ap07)} {_figure(ap)} {npos:>7}")
         lines.append(f"{'mean':<{width}} {_figure(self.map07)} {_figure(self.map)} {int(self.npos.sum()):>7}")
         return "\n".join(lines)

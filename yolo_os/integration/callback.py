@@ -22,6 +22,7 @@ from yolo_os.files import written_whole
 from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, write
 from yolo_os.integration.final import SAYS, final_shift, final_step, find_origin
+from yolo_os.integration.guard import note_written
 from yolo_os.methods.base import Unchanged
 from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
 from yolo_os.resources import resource
@@ -343,6 +344,12 @@ class ShiftCallback:
             norms = {"os/norm": _norm(run.head), "os/norm_ema": _norm(find_head(trainer.ema.ema))}
             trainer.lr.update(run.log.totals() | norms)
 
+    def on_model_save(self, trainer: Any) -> None:
+        """Remember what this process saved: a `best.pt` may also be an older one, of a run that is resumed."""
+        note_written(trainer.last)
+        if trainer.best_fitness == trainer.fitness:
+            note_written(trainer.best)
+
     def on_fit_epoch_end(self, trainer: Any) -> None:
         """After the last epoch is saved and before the last validation: the final shift of what was saved."""
         run = self._running()
@@ -392,7 +399,8 @@ class ShiftCallback:
                 found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
                 LOGGER.info(f"{SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
         if run.validated:  # what `model.train()` returns after a training on several GPUs
-            contents = load_checkpoint(trainer.best, trust=True).contents
+            note_written(trainer.best)  # by Ultralytics, which stripped what we wrote
+            contents = load_checkpoint(trainer.best).contents
             write({**contents, "train_metrics": {**run.validated, **trainer.metrics}}, trainer.best)
         if trainer.args.plots:
             from yolo_os.plots.training import plot_training
@@ -437,6 +445,7 @@ _EVENTS = (
     "on_train_batch_start",
     "on_train_batch_end",
     "on_train_epoch_end",
+    "on_model_save",
     "on_fit_epoch_end",
     "on_train_end",
     "teardown",

@@ -24,6 +24,7 @@ from yolo_os.evaluation.names import some
 from yolo_os.evaluation.readers.devkit import class_names, find_roots
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.heads import find_head
+from yolo_os.integration.guard import forget_arrays, guarded
 from yolo_os.recipe import ShiftRecipe
 
 
@@ -144,23 +145,30 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
+    first = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first not in (None, described["channels"]):
+        raise UserError(f"data={data} has images of {described['channels']} channels, and the model takes {first}")
     overrides = {"task": getattr(model, "task", None) or guess_model_task(model), "imgsz": size, "rect": False}
     labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
-    cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
     try:
-        if find_head(model).kind == "RTDETRDecoder":
-            return RTDETRDataset(
-                img_path=described[split],
-                imgsz=size,
-                batch_size=batch,
-                augment=False,
-                hyp=cfg,
-                rect=False,
-                data=described,
-            )
-        return build_yolo_dataset(
-            cfg, described[split], batch, described, mode="val", rect=False, stride=stride_of(model)
-        )
+        cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
+        with guarded():
+            if find_head(model).kind == "RTDETRDecoder":
+                dataset: YOLODataset = RTDETRDataset(
+                    img_path=described[split],
+                    imgsz=size,
+                    batch_size=batch,
+                    augment=False,
+                    hyp=cfg,
+                    rect=False,
+                    data=described,
+                )
+            else:
+                dataset = build_yolo_dataset(
+                    cfg, described[split], batch, described, mode="val", rect=False, stride=stride_of(model)
+                )
+        forget_arrays(dataset)
+        return dataset
     except Exception as error:  # Ultralytics raises anything from AssertionError to SyntaxError here
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
 
@@ -243,7 +251,7 @@ def warn_of_problems(data_yaml: Path, data: object) -> None:
 
 
 def read_description(source: str | Path, data: object) -> dict[str, Any]:
-    """What a data set's YAML says, with absolute paths; nothing is downloaded.
+    """What a data set's YAML says, with absolute paths; nothing is downloaded, unpacked or run.
 
     Args:
         source: the YAML, its shipped name, or a folder that holds one.
@@ -253,7 +261,8 @@ def read_description(source: str | Path, data: object) -> dict[str, Any]:
         UserError: if there is no such data set.
     """
     try:
-        described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
+        with guarded():
+            described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
     except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
         raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
     return described

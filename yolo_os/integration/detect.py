@@ -26,6 +26,7 @@ from yolo_os.forward import eval_mode
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of, describe
+from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import quiet
 from yolo_os.loss import LossMean, training_loss
 
@@ -162,7 +163,7 @@ class Validation:
         copied: Any = copy.deepcopy(model)  # the validator fuses what it is given
         if loss:  # a fused end-to-end head lacks the branch that its loss needs
             copied.fuse = MethodType(_as_it_is, copied)
-        with tempfile.TemporaryDirectory() as scratch, quiet(), eval_mode(model), measure as measured:
+        with tempfile.TemporaryDirectory() as scratch, quiet(), guarded(), eval_mode(model), measure as measured:
             try:
                 validator = Collecting(dataloader=self._batches, save_dir=Path(scratch), args=self._settings)
                 validator(model=copied)

@@ -37,7 +37,7 @@ def final_shift(trainer: Any, path: Path, recipe: ShiftRecipe) -> dict[str, floa
         The metrics that the file held of the weights before; empty where none moved.
     """
     LOGGER.info(f"\n{SAYS}final shift of {path} ({recipe.method})")
-    checkpoint = load_checkpoint(path, trust=True)  # written by this very process
+    checkpoint = load_checkpoint(path)  # trusted if this very process wrote it
     model = checkpoint.model.to(trainer.device)
     loading = {"imgsz": trainer.args.imgsz, "batch": min(trainer.batch_size, 16), "workers": trainer.args.workers}
     used, held_out = calibration_batches(model, trainer.args.data, recipe, **loading)
@@ -105,7 +105,7 @@ def final_step(
         The metrics that the file held of the weights before; empty where none moved.
     """
     LOGGER.info(f"\n{SAYS}final step of {path} towards {origin}")
-    checkpoint = load_checkpoint(path, trust=True)  # written by this very process
+    checkpoint = load_checkpoint(path)  # trusted if this very process wrote it
     model = checkpoint.model.to(trainer.device)
     loading = {"imgsz": trainer.args.imgsz, "batch": min(trainer.batch_size, 16), "workers": trainer.args.workers}
     start = read_origin(origin, {}, path)

@@ -9,14 +9,17 @@ from typing import Any
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, parse_key_value_pair
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
+from yolo_os.files import FULL
 from yolo_os.integration.callback import SOS, TASKS
-from yolo_os.integration.checkpoint import load_checkpoint
+from yolo_os.integration.checkpoint import find_checkpoint, read_contents
 from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
+from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
+from yolo_os.plain_yaml import read_yaml
 
 
 def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -72,15 +75,25 @@ def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
         UserError: for a model, data set or device that is not there, before anything is written; and for whatever
             Ultralytics refuses before the first batch, which may leave the folder that it made for the run.
     """
-    given = dict(given)
+    with guarded(trust):
+        return _train(dict(given), sos, trust)
+
+
+def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
     resume = given.get("resume")
     if isinstance(resume, str):
         given.setdefault("model", resume)
     if WORLD_SIZE > 1 and not (given.get("exist_ok") or resume):
         raise UserError("several processes must come to the same run folder: give a new name=... and exist_ok=True")
-    model = _model(given.pop("model", None), given.pop("task", None), trust)
+    for key in ("pretrained", "distill_model"):
+        if isinstance(given.get(key), str):
+            read_contents(given[key], trust, key)
+            given[key] = str(find_checkpoint(given[key], key))
+    model = _model(given.pop("model", None), given.pop("task", None))
     if resume and (model.ckpt or {}).get("optimizer") is None:
         raise UserError(f"model={model.ckpt_path}: its training is finished (or was no training): nothing to resume")
+    if resume:
+        _check_resumed(given, model)
     if sos is not None:
         sos.attach(model)
         sos.check(given)
@@ -94,11 +107,17 @@ def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
         choose_device(str(given["device"]).strip("[]() ").replace(" ", ""))
     begun: list[Any] = []
     model.add_callback("on_train_start", begun.append)
+    process = GuardedProcess(trust)
+    model.add_callback("on_train_start", process.on_train_start)
+    model.add_callback("on_model_save", process.on_model_save)
     try:
         return model.train(**given)
     except (UserError, subprocess.CalledProcessError):  # the second: of the processes on several GPUs, at any time
         raise
     except Exception as error:  # Ultralytics raises anything for what it can't set up: images, sizes, optimizers
+        if isinstance(error, OSError) and error.errno in FULL:
+            folder = getattr(model.trainer, "save_dir", "the folder of the run")
+            raise UserError(f"cannot write into {folder}: {error.strerror}; what was finished is kept") from error
         if begun:
             raise
         said = " ".join(str(error).split())
@@ -109,19 +128,43 @@ def _from_file(path: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `cfg=` file that were not given before it."""
     if not Path(str(path)).is_file():
         raise UserError(f"cfg={path}: no such file")
-    return {key: value for key, value in YAML.load(path).items() if key != "cfg" and key not in given}
+    settings = read_yaml(path)
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise UserError(f"cfg={path}: no dictionary of settings")
+    return {key: value for key, value in settings.items() if key != "cfg" and key not in given}
 
 
-def _model(name: Any, task: str | None, trust: bool) -> Any:
+def _check_resumed(given: dict[str, Any], model: Any) -> None:
+    """Refuse a training whose checkpoint would have it read or write elsewhere than where the checkpoint lies.
+
+    Raises:
+        UserError: if its data are not there, or its run's folder is another.
+    """
+    recorded = model.ckpt.get("train_args") or {}
+    if not given.get("data"):
+        read_description(str(recorded.get("data")), recorded.get("data"))
+    if given.get("save_dir"):
+        return
+    file = Path(model.ckpt_path).resolve()
+    if file.parent.name != "weights":
+        raise UserError(
+            f"model={file}: a training goes on in the folder of its run, and this file lies in none (RUN/weights/"
+            f"{file.name}); give the folder with save_dir="
+        )
+    given["save_dir"] = str(file.parent.parent)
+
+
+def _model(name: Any, task: str | None) -> Any:
     if name is None:
         raise UserError("model=... is missing: a checkpoint (.pt) or an architecture (.yaml)")
     if Path(str(name)).suffix in (".yaml", ".yml"):
         try:
             return RTDETR(str(name)) if "rtdetr" in Path(str(name)).stem.lower() else YOLO(str(name), task=task)
+        except UserError as error:
+            raise UserError(f"model={name}: {error}") from None
         except Exception as error:  # FileNotFoundError, KeyError, SyntaxError, YAML errors
             raise UserError(f"model={name}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    load_checkpoint(str(name), trust)  # refuses what is no checkpoint, and one that would run code of its own
-    return YOLO(str(name))  # an RTDETR for one of its checkpoints
+    return YOLO(str(find_checkpoint(str(name))))  # through the gate; an RTDETR for one of its checkpoints
 
 
 def _data(data: Any, model: Any) -> Path:

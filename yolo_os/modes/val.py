@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, check_writable, run_folder, written_whole
+from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, discard_folder, run_folder, write_text
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 _CHEAP = 30_000  # detections that pycocotools scores in a few seconds
 _REPLICATES = 1000
+_INPUTS = ("model", "detections", "data", "devkit", "classes")
 
 KEYS = (
     Key("model", (str, list, type(None)), None, "checkpoint to run; several with commas are compared with the first"),
@@ -72,8 +72,8 @@ def run(options: dict[str, Any]) -> int:
     from yolo_os.modes.val_report import leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
-    if options["json"]:
-        check_writable(Path(options["json"]))
+    check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
+    check_folder("val", options)
     models = _load_models(sources, options) if options["model"] is not None else {}
     annotations = _ground_truth(options, models)
     folder = run_folder("val", options)
@@ -84,11 +84,10 @@ def run(options: dict[str, Any]) -> int:
         report_problems(annotations.problems, f"all of them in {folder / 'problems.txt'}")
         runs = [_evaluate(name, source, annotations, found.get(name), options) for name, source in sources.items()]
     except BaseException:
-        with contextlib.suppress(OSError):  # not if it holds an earlier run
-            folder.rmdir()
+        discard_folder(folder)
         raise
     if annotations.problems:
-        _write(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
+        write_text(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
     replicates = options["bootstrap"]
     if replicates is None:
         replicates = _REPLICATES if len(runs) > 1 else 0
@@ -99,9 +98,9 @@ def run(options: dict[str, Any]) -> int:
     print(not_yolo_val(runs))
     leave_files(runs, folder, options)
     text = json.dumps(content, indent=2) + "\n"
-    _write(folder / "voc.json", text)
+    write_text(folder / "voc.json", text)
     if options["json"]:
-        _write(Path(options["json"]), text)
+        write_text(as_path(options["json"]), text)
     print(f"results in {folder}")
     return INCOMPLETE if annotations.lost else 0
 
@@ -217,8 +216,3 @@ def _print_ground_truth(annotations: Annotations) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     where = ", ".join(f"{split} of {root.name}" for root, split in zip(annotations.roots, annotations.sets))
     print(f"{where}: {annotations}")
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,9 @@ from yolo_os.evaluation.bootstrap import Bootstrap, bootstrap
 from yolo_os.evaluation.detection_files import comp4
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.voc import VOCResult, none_if_nan
+from yolo_os.files import file_name
 from yolo_os.plots.evaluation import plot_curves, plot_differences
+from yolo_os.terminal import in_table
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def report_several(runs: Sequence[Run], replicates: int, options: dict[str, Any]
         content["gains"][run.name] = {"over": first.name} | _named(gain, first.result.names)
         if options["plots"]:
             title = f"{run.name} against {first.name}"
-            plot_differences(first.result.names, gain, title, folder / f"{run.name.replace('/', '_')}_gain.png")
+            plot_differences(first.result.names, gain, title, folder / f"{_label(run)}_gain.png")
     print()
     return content
 
@@ -80,7 +82,7 @@ def not_yolo_val(runs: Sequence[Run]) -> str:
 def leave_files(runs: Sequence[Run], folder: Path, options: dict[str, Any]) -> None:
     """Precision-recall plots, and the devkit's text files of what did not come as such."""
     for run in runs:
-        label = run.name.replace("/", "_")
+        label = _label(run)
         if options["plots"]:
             plot_curves(run.result, folder / ("pr_curves.png" if len(runs) == 1 else f"{label}_pr_curves.png"))
         if not run.came_as_comp4:
@@ -106,11 +108,10 @@ def _named(bars: Bootstrap, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _table_with_bars(result: VOCResult, bars: Bootstrap) -> str:
-    width = max(len(name) for name in (*result.names, "mean"))
+    names = [*map(in_table, result.names), "mean"]
+    width = max(map(len, names))
     rows = [f"{'class':<{width}}  {'AP07':<24}  {'AP10':<24}  npos"]
-    entries = zip(
-        (*result.names, "mean"), (*bars.ap07, bars.map07), (*bars.ap, bars.map), (*result.npos, result.npos.sum())
-    )
+    entries = zip(names, (*bars.ap07, bars.map07), (*bars.ap, bars.map), (*result.npos, result.npos.sum()))
     rows += [f"{name:<{width}}  {ap07!s:<24}  {ap!s:<24}  {npos:>4}" for name, ap07, ap, npos in entries]
     return "\n".join(rows).replace("nan [nan, nan]", "-             ")
 
@@ -118,10 +119,11 @@ def _table_with_bars(result: VOCResult, bars: Bootstrap) -> str:
 def _side_by_side(runs: Sequence[Run]) -> str:
     """AP10 of each class for each detector, and both means."""
     first = runs[0].result
-    width = max(len(name) for name in (*first.names, "mean AP10"))
-    columns = [max(6, len(run.name)) for run in runs]
-    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{run.name:>{size}}" for run, size in zip(runs, columns)) + "    npos"]
-    for index, name in enumerate(first.names):
+    names, titles = [*map(in_table, first.names)], [in_table(run.name) for run in runs]
+    width = max(map(len, (*names, "mean AP10")))
+    columns = [max(6, len(title)) for title in titles]
+    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{title:>{size}}" for title, size in zip(titles, columns)) + "    npos"]
+    for index, name in enumerate(names):
         values = "  ".join(f"{_figure(run.result.ap[index]):>{size}}" for run, size in zip(runs, columns))
         rows.append(f"{name:<{width}}  {values}  {first.npos[index]:>6}")
     for label, means in (
@@ -130,6 +132,11 @@ def _side_by_side(runs: Sequence[Run]) -> str:
     ):
         rows.append(f"{label:<{width}}  " + "  ".join(f"{_figure(mean):>{size}}" for mean, size in zip(means, columns)))
     return "\n".join(rows)
+
+
+def _label(run: Run) -> str:
+    """A detector's name as part of a file's."""
+    return file_name(run.name.replace("/", "_"))
 
 
 def _figure(value: float) -> str:

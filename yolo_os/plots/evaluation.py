@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from yolo_os.plots.style import BLUE, GREY, ORANGE, new_figure, save_figure
+from yolo_os.terminal import in_table
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.bootstrap import Bootstrap
@@ -33,7 +34,7 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
         steps = np.append(0.0, curve.recall), np.append(envelope[0], envelope[:-1])
         axis.fill_between(*steps, step="pre", color=BLUE, alpha=0.15, linewidth=0)
         axis.plot(curve.recall, curve.precision, color=BLUE, linewidth=1.2)
-        axis.set_title(result.names[index], fontsize=9, pad=3)
+        axis.set_title(_label(result.names[index]), fontsize=9, pad=3)
         axis.text(
             0.05,
             0.07,
@@ -68,9 +69,14 @@ def plot_differences(names: Sequence[str], difference: Bootstrap, title: str, pa
         axis.plot(interval.value, place, "D" if place == 0 else "o", color=colour, markersize=6 if place == 0 else 4.5)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.axhline(0.5, color="#999999", linewidth=0.6, linestyle=":")
-    axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [_label(name) for name, _ in rows], fontsize=8)
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.tick_params(axis="x", labelsize=8)
     axis.set_xlabel(f"gain in AP10, {difference.map.level:.0%} paired interval (grey: holds 0)", fontsize=9)
-    axis.set_title(title, fontsize=10)
+    axis.set_title(_label(title), fontsize=10)
     return save_figure(figure, path)
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib takes it for text, not for mathematics."""
+    return in_table(name).replace("$", r"\$")

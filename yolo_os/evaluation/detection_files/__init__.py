@@ -13,6 +13,7 @@ from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.detection_files import coco_json, comp4
 from yolo_os.evaluation.detection_files.gather import Reading
 from yolo_os.evaluation.detections import Detections
+from yolo_os.files import as_path
 
 
 class Format(Protocol):
@@ -53,7 +54,7 @@ def read_detections(
         UserError: for a file that cannot be read, a number that is not finite, and, if `strict`, an image or class
             that is unknown; it names file and line, or file and entry.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     for form in FORMATS:
         if form.recognises(path):
             return form.read(path, annotations, Reading(split, strict, pixel_offset, first_category))

@@ -17,12 +17,12 @@ from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.names import match_names, some, written_otherwise
-from yolo_os.files import written_whole
+from yolo_os.files import is_file, written_whole
 
 
 def recognises(path: Path) -> bool:
     """Whether it is a JSON file."""
-    return path.is_file() and path.suffix == ".json"
+    return is_file(path) and path.suffix == ".json"
 
 
 def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
@@ -36,6 +36,8 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{file}: cannot be read as JSON (nested too deep)") from None
     lists = content if isinstance(content, dict) else {"annotations": content}
     entries = lists.get("annotations")
     if not isinstance(entries, list):
@@ -45,18 +47,18 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
     categories: list[Any] = []
     different: set[Any] = set()
     try:
-        files = {image["id"]: image["file_name"] for image in lists.get("images") or []}
-        names = {category["id"]: str(category["name"]) for category in lists.get("categories") or []}
-    except (TypeError, KeyError) as error:
+        files = {_identity(image["id"]): image["file_name"] for image in lists.get("images") or []}
+        names = {_identity(category["id"]): str(category["name"]) for category in lists.get("categories") or []}
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{file}: its images and categories are not as they should be ({error!r})") from None
     for row, entry in enumerate(entries):
         try:
             numbers[row] = (*entry["bbox"], entry["score"])
-            categories.append(entry["category_id"])
-            different.add(entry["category_id"])
-            image = entry["file_name"] if "file_name" in entry else entry["image_id"]
+            categories.append(_identity(entry["category_id"]))
+            different.add(categories[-1])
+            image = str(entry["file_name"]) if "file_name" in entry else _identity(entry["image_id"])
             ids.append(files[image] if files and "file_name" not in entry else image)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else f"is not as it should be ({error})"
             raise UserError(
                 f"{file}: entry {row} {detail}; needs image_id (of its list of images, if it has one), category_id,"
@@ -101,6 +103,21 @@ def write(detections: Detections, file: Path, pixel_offset: float = 1.0) -> None
     ]
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(entries))
+
+
+def _identity(value: Any) -> Any:
+    """An id of an image or a category.
+
+    Raises:
+        TypeError: if it is neither a whole number nor text.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"an id is {value!r:.40}, neither a whole number nor text")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise TypeError("an id is a number of too many digits")
+    return value
 
 
 def _classes_of(

@@ -18,16 +18,18 @@ from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.names import some
 from yolo_os.evaluation.text import nfc, read_text
-from yolo_os.files import written_whole
+from yolo_os.files import file_name, is_dir, written_whole
 
 # Also with the mark of a run: comp4-123_det_..., comp4_RUN_det_..., compid_det_...
 _COMP_FILE = re.compile(r"comp[^_]*(?:_.+?)?_det_(.+)")
 _UNSAFE = '%/\\:*?"<>|'
 
+_LONGEST = 150  # bytes of a class in a file name, which systems hold to 255
+
 
 def recognises(path: Path) -> bool:
     """Whether it is a folder."""
-    return path.is_dir()
+    return is_dir(path)
 
 
 def read(folder: Path, annotations: Annotations, how: Reading) -> Detections:
@@ -78,7 +80,8 @@ def write(detections: Detections, folder: Path, split: str = "test", competition
 
 def _file_name(class_name: str) -> str:
     """The name of a class as part of a file name: what file systems refuse is written as in an address, `/` as %2F."""
-    return "".join(f"%{ord(letter):02X}" if letter in _UNSAFE or letter < " " else letter for letter in class_name)
+    name = "".join(f"%{ord(letter):02X}" if letter in _UNSAFE or letter < " " else letter for letter in class_name)
+    return name if len(name.encode(errors="replace")) <= _LONGEST else file_name(name)
 
 
 def _files(folder: Path, split: str, known: Collection[str]) -> tuple[dict[str, Path], list[str]]:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.readers.devkit import read_roots, with_split
 from yolo_os.evaluation.text import nfc
+from yolo_os.files import as_path, is_dir, is_file
+from yolo_os.plain_yaml import read_yaml
 
 SPLITS = ("train", "val", "test")
 RECORD = "voc"  # the key of data.yaml under which a data set made here says where it came from
@@ -56,8 +56,8 @@ class Source:
 
 def recognises(source: str | Path) -> bool:
     """Whether a path is a YAML file, or a folder with a data.yaml."""
-    path = Path(source).expanduser()
-    return path.suffix in (".yaml", ".yml") or (path / "data.yaml").is_file()
+    path = as_path(source)
+    return path.suffix in (".yaml", ".yml") or is_file(path / "data.yaml")
 
 
 def read(
@@ -78,18 +78,20 @@ def devkit_of(data_yaml: str | Path) -> Source:
     Raises:
         UserError: if the file is missing or no data.yaml, or no VOCdevkit is found behind it.
     """
-    file = _find_yaml(Path(data_yaml).expanduser())
+    file = _find_yaml(as_path(data_yaml))
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = read_yaml(file)
         names = data["names"]
         classes = tuple(nfc(str(name)) for name in _in_order(names))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"data={file}: is no data.yaml of a data set ({type(error).__name__}: {error})") from None
 
     record = data.get(RECORD)
     if isinstance(record, dict) and "devkit" in record:
-        roots = [Path(root) for root in record["devkit"]]
-        gone = [root for root in roots if not (root / "Annotations").is_dir()]
+        if not isinstance(record["devkit"], list):
+            raise UserError(f"data={file}: its record of the development kit is damaged; make it again")
+        roots = [Path(str(root)) for root in record["devkit"]]
+        gone = [root for root in roots if not is_dir(root / "Annotations")]
         if gone:
             raise UserError(f"data={file}: was made from {gone[0]}, which is not there any more; make it again")
         return Source({split: with_split(roots, split) for split in SPLITS}, classes)
@@ -118,9 +120,9 @@ def folder_names(split: str, roots: Sequence[Path]) -> list[str]:
 
 
 def _find_yaml(file: Path) -> Path:
-    if file.is_dir():
+    if is_dir(file):
         file = file / "data.yaml"
-    if file.is_file():
+    if is_file(file):
         return file
     package = importlib.util.find_spec("ultralytics")  # finds it without importing it
     if package and package.origin:
@@ -137,8 +139,8 @@ def _in_order(names: Any) -> list[Any]:
 
 def _dataset_folder(data: dict[str, Any], file: Path) -> Path:
     """The folder that the paths of a data.yaml start from, found as Ultralytics finds it."""
-    path = Path(str(data.get("path") or file.parent)).expanduser()
-    if path.is_absolute() or path.exists():
+    path = as_path(str(data.get("path") or file.parent))
+    if path.is_absolute() or is_dir(path):
         return path
     home = Path.home()
     by_system = {"win32": home / "AppData" / "Roaming", "darwin": home / "Library" / "Application Support"}

@@ -23,6 +23,7 @@ from yolo_os.evaluation.readers.image_sets import (
 from yolo_os.evaluation.readers.voc_xml import TAGS, Row, XMLFile
 from yolo_os.evaluation.readers.xml_folder import read_xml_folder
 from yolo_os.evaluation.text import nfc, read_text
+from yolo_os.files import as_path, is_dir, is_file
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -32,7 +33,7 @@ VOC_CLASSES = (
 
 def recognises(source: str | Path) -> bool:
     """Whether a path is a VOCdevkit folder, or a folder such as `VOC2007`, rather than a data.yaml."""
-    folder = Path(source).expanduser()
+    folder = as_path(source)
     return (
         (folder / "Annotations").is_dir()
         or any(folder.glob("VOC*/Annotations"))
@@ -162,13 +163,13 @@ def find_roots(
         UserError: if a devkit is no folder, or has none of the years, or a year is in none of the devkits.
     """
     given = [devkit] if isinstance(devkit, str | Path) else list(devkit)
-    whole = [[item] if Path(item).expanduser().is_dir() else _comma_separated(item) for item in given]
-    devkits = [Path(item).expanduser() for items in whole for item in items]
+    whole = [[item] if is_dir(as_path(item)) else _comma_separated(item) for item in given]
+    devkits = [as_path(item) for items in whole for item in items]
     years = None if year is None else _years(year)
     roots: list[Path] = []
     found_years: set[str] = set()
     for folder in devkits:
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise UserError(f"devkit={folder}: no such folder")
         if (folder / "Annotations").is_dir():
             roots.append(folder.resolve())
@@ -224,7 +225,7 @@ def _class_names(
         if not names:
             raise UserError(_why_no_object(folders(), read))
         return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
-    if isinstance(classes, str | Path) and Path(classes).is_file():
+    if isinstance(classes, str | Path) and is_file(as_path(classes)):
         text = read_text(Path(classes), lambda text: not there().isdisjoint(map(str.strip, text.splitlines())))
         given = [line.strip() for line in text.splitlines()]
     else:
