@@ -1,4 +1,4 @@
-"""One shift in several processes, as `torchrun` starts them: batches are shared out, statistics added up.
+"""One shift in several processes, as `torchrun` starts them: each has its batches, sums go through an all-reduce.
 
 Outside a process group everything here does nothing. Inside one, all processes must take part.
 """
@@ -22,7 +22,7 @@ _alone = False
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """For the length of a block this process works by itself, whatever group it is in: the others do not take part."""
+    """For the length of a block this process works by itself, as if it were in no group."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -81,7 +81,7 @@ def first_process_first() -> Iterator[None]:
 
 
 def add_up(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over the processes, the same bits in each."""
+    """The sum of a tensor over the processes (all-reduce), the same bits in each."""
     if world_size() == 1:
         return tensor
     summed = _transportable(tensor)
@@ -114,7 +114,7 @@ def gather(value: T) -> list[T]:
 
 
 def agreed(value: T) -> T:
-    """The first process's value: what all go by where each has come to its own."""
+    """The first process's value: for a decision that each makes by itself and all must share."""
     return gather(value)[0]
 
 

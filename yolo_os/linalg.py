@@ -1,8 +1,8 @@
 """The linear algebra of the shift: least-norm solutions of A V = Z with the outputs Z = A V held fixed, or nearly.
 
 Pure tensors; nothing here knows a network. A is (b, m), one row of features per anchor point; V is (m, n), the
-weight of a prediction layer; all solutions with the same outputs on A differ by a part of V that A cannot see, and
-the least-norm one, V* = A^+ A V, has none of it (arXiv 2405.14111, section 3).
+weight of a prediction layer. Solutions with the same outputs on A differ by a part in its null space, and the
+least-norm one, V* = A^+ A V, has none of it (arXiv 2405.14111, section 3).
 
 Numerics, decided once: everything is computed in float64, on the tensors' own device where it has float64 and on the
 CPU where it has not. A direction counts as seen when its singular value exceeds `rtol` times the largest;
@@ -131,9 +131,9 @@ class Shrinkage:
 
         minimise  1/2 (v' - v)^T C (v' - v) + mu/2 ||v'||^2,   C the curvature of the loss in v,
 
-    and C = U diag(l) U^T, the solution is v' = U diag(l / (l + mu)) U^T v: directions that the loss feels stay, those
-    that it does not feel go. Over all layers, one mu is the optimum: every direction then pays the same loss per unit
-    of squared norm. mu -> 0 is the exact shift: all that the loss feels stays, the least norm in the rest.
+    and C = U diag(l) U^T, the solution is v' = U diag(l / (l + mu)) U^T v, the ridge path: directions in which the loss
+    is curved stay, the others go. Over all layers, one mu is the optimum: every direction then pays the same loss per
+    unit of squared norm. mu -> 0 is the exact shift: all curved directions stay, and the rest has the least norm.
 
     Attributes:
         weight: V, (m, n), float64.
@@ -197,7 +197,7 @@ def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
 def mu_for_norm(layers: Sequence[Shrinkage], kept: float) -> float:
     """The one mu that leaves a share `kept` of the squared norm of all layers together, to a millionth.
 
-    Directions that no loss feels at all go at any mu: where they hold more than 1 - kept, less than `kept` is left.
+    Directions without any curvature go at any mu: where they hold more than 1 - kept, less than `kept` is left.
     """
     target = kept * sum(float(layer.weight.square().sum()) for layer in layers)
     low, high = 1e-30, 1e30  # bisection of log mu: the norm falls strictly as mu grows

@@ -19,8 +19,8 @@ from yolo_os.settings import Key, reject_unknown
 
 SAMPLINGS = ("uniform", "foreground", "balanced")
 ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
-# A rise of the held-out training loss beyond this is called harm in a report, five times what a shift may cost by
-# default: shifts that cost a real detector no mAP stayed below it, those that did lay far above (docs/results.md).
+# A rise of the held-out training loss beyond this is called harm in a report: five times what a shift may cost by
+# default. Most shifts beyond it lost mAP, most of those below it did not (docs/results.md).
 HARMFUL_RISE = 0.01
 
 
@@ -43,8 +43,8 @@ class ShiftRecipe:
     max_loss_rise: float | None = _setting(
         0.002,
         (float, type(None)),
-        "largest relative rise of the training loss that a shift may cause; budget: on held-out images; any method "
-        "during training: on the batch; None: no guard",
+        "largest relative rise of the training loss that a shift may cause; budget, and any method in the final shift "
+        "of a training: on held-out images; any method during training: on the batch; None: no guard",
     )
     samples: int | float = _setting(
         0.75,

@@ -149,12 +149,12 @@ class ShiftReport:
 
     Attributes:
         recipe: what was asked for.
-        layers: every prediction layer of the head, skipped ones with their reason.
+        layers: every prediction layer of the head, unchanged ones with their reason.
         calibration: loss on the images that the shift used.
         held_out: loss on images that it did not use.
         precision: to which the weights that were judged and measured are rounded, such as `float16`.
         seconds: by phase.
-        trials: the shares of the norm that a guard looked at, and what it found.
+        trials: the candidates that were tried, the strongest first, and what the judge said.
         warnings: what a person should know before using the weights.
     """
 

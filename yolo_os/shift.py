@@ -40,8 +40,8 @@ def shift_batches_(
         held_out: batches that it does not use, for drift and loss.
         precision: to which the new weights are rounded, so that what is judged and measured is what a file in that
             precision will hold; None: that of the model.
-        always_judged: judge by the loss whatever the method, on the images used where none are held out; a shift of
-            which no loss can be taken is then not made.
+        always_judged: judge any method by the loss: on held-out images or, where there are none, on the images used.
+            Where no loss can be taken, nothing is then shifted.
         progress: wraps the batches of a pass, with a title, to show a progress bar.
 
     Raises:

@@ -103,8 +103,8 @@ class Shifter:
         gains: of the model's training loss, by name (see `loss.gains_of`).
         unchanged: layers to leave alone, with the reason (see `plan`).
         precision: in which the weights will be stored; None: as they are in the model.
-        average: the head of the model's moving average, whose layers go through the same linear map, which is why
-            averages of shifted weights are shifted too.
+        average: the head of the model's moving average. Its layers go through the same linear map, so that the average
+            of shifted weights is the shifted average.
 
     Attributes:
         layers: those that may be shifted.
@@ -200,7 +200,7 @@ class Shifter:
         # The prediction is how far the model's own predictions move, in units of the loss: a loss that happens to
         # fall is no licence to change them without end.
         share = candidate.predicted / judge.before if candidate.predicted is not None and judge.before else None
-        # A rise that is no number does not pass. All processes go on alike, whatever their rounding.
+        # NaN does not pass. All processes decide alike, whatever their rounding.
         passed = judge.tolerance is None or agreed(
             all(each <= judge.tolerance for each in (rise, share) if each is not None)
         )

@@ -102,10 +102,10 @@ class RowSample:
     """A sample of at most `size` rows, the same as if all rows had been there at once to choose from.
 
     Every row draws a random key; the rows with the largest keys stay (reservoir sampling with priorities). With
-    key = log(u) / w the sample is one without replacement with chances proportional to w (Efraimidis and Spirakis,
+    key = log(u) / w that is a weighted sample without replacement, of weights w (Efraimidis and Spirakis,
     2006): w = 1 for `uniform`, the largest class probability for `foreground` and `balanced`. `balanced` takes turns
     over classes: the best-keyed row of every class that occurs, then every second-best, and so on; background comes
-    last. A row's class is the one that the training loss assigns, or without labels is not known and `balanced`
+    last. A row's class is the one that the training loss assigns; without labels there is none, and `balanced`
     falls back to `foreground`.
     """
 
@@ -165,8 +165,8 @@ class RowSample:
     def _best(self, keys: Tensor, labels: Tensor) -> Tensor:
         """Indices of the `size` rows to keep, best first.
 
-        Exact in a stream: a row dropped had `size` rows before it in the order (turn, key), later rows only push a
-        row's turn back, and never thin out the turns before it.
+        Exact in a stream: a row that is dropped had `size` rows before it in the order (turn, key). Later rows can only
+        push its turn back; they never take rows out of the turns before it.
         """
         if self.sampling != "balanced":
             return keys.topk(min(self.size, len(keys))).indices

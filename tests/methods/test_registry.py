@@ -5,6 +5,7 @@ a loss that judges them after training.
 """
 
 import json
+import sys
 
 import pytest
 import torch
@@ -61,6 +62,8 @@ KINDS = {
 def kinds(monkeypatch):
     for name, entry in {**KINDS, "nothing": Entry(f"{__name__}:Nothing", "of the test", ())}.items():
         monkeypatch.setitem(REGISTRY, name, entry)
+    # Its keys were made of the registry, if another test has imported it already.
+    monkeypatch.delitem(sys.modules, "yolo_os.modes.shift", raising=False)
 
 
 @pytest.mark.parametrize("method", KINDS)

@@ -80,7 +80,7 @@ class ShiftCallback:
 
     A shift comes after an optimizer step and before the update of the moving average (EMA), from the features of that
     step's own batch; the average is moved by the same map. The loss on the batch is taken before and after, and a
-    shift that raises it by more than `recipe.max_loss_rise` is not made. At the end `best.pt` and `last.pt`, which
+    shift that raises it by more than `recipe.max_loss_rise` is reverted. At the end `best.pt` and `last.pt`, which
     hold the average, are shifted once more by `final`, judged on images that it did not use.
 
     In the run's folder: `shifts.csv` (a line for each shift and layer), `shifts.png`, `os/` columns in `results.csv`,
@@ -334,7 +334,7 @@ class ShiftCallback:
         run.period = self.schedule.period(step, trainer.epoch)
         run.log.add(step, trainer.epoch + 1, report)
         if report.reverted and isinstance(report.outcome, Unchanged):
-            LOGGER.warning(f"{SAYS}no shift at step {step}: {report.outcome.reason}")
+            LOGGER.warning(f"{SAYS}the shift at step {step} was reverted: {report.outcome.reason}")
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
@@ -392,7 +392,7 @@ class ShiftCallback:
         """Say what was done, and plot it."""
         run = self._running()
         folder = Path(trainer.save_dir)
-        reverted = f", {run.log.reverted} that the loss did not allow" if run.log.reverted else ""
+        reverted = f", {run.log.reverted} reverted" if run.log.reverted else ""
         LOGGER.info(f"{SAYS}{run.log.shifts} shifts during training{reverted}; see {folder / 'shifts.csv'}")
         for name, value in run.validated.items():
             if "mAP50-95" in name and name in trainer.metrics:

@@ -13,8 +13,8 @@ class Entry:
     Attributes:
         home: `module:class`; the class takes no arguments and is a `methods.base.Method`.
         help: what it does, in a few words.
-        settings: the settings of a recipe that it looks at and not every method does. A method that looks at
-            `max_loss_rise` is judged by the loss after training too; during training every method is.
+        settings: those of a recipe that it uses and that not every method uses. A method that uses `max_loss_rise` is
+            judged by the loss after training too; during training every method is.
     """
 
     home: str

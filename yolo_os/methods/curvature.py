@@ -31,12 +31,12 @@ from yolo_os.linalg import Shrinkage, centred
 from yolo_os.statistics import Anchors, Gram, generator_for
 
 # Anchor points per image and level whose curvature is used: at most so many, and at most this share of them. Few of
-# them hold an object, and the draw goes by that, so more change nothing that can be measured (docs/results.md).
+# them hold an object, and the draw prefers those (docs/method.md).
 ROWS, ROWS_SHARE = 64, 1 / 32
 # Anchor points per image and level that enter the sums with equal weight, for the floor, the rank and the residual.
 UNIFORM = 256
-# The curvature that every anchor point has at least, as a share of the mean: keeps what the loss hardly feels today,
-# such as the ranking of rare classes, from going altogether.
+# The curvature that every anchor point has at least, as a share of the mean: keeps weights with next to no curvature,
+# such as those that rank rare classes, from vanishing.
 FLOOR = 0.01
 
 
@@ -44,8 +44,8 @@ class CurvatureGram:
     """Sums over anchor points of w [a; 1] [a; 1]^T: with w = h for each output, and with w = 1; in float64.
 
     Memory (n + 1) (m + 1)^2, for any number of images. Of each batch, some anchor points an image (ROWS) enter the
-    weighted sums, drawn with chances that follow their share of the curvature and weighted by 1 / chance: unbiased,
-    and the same whichever process sees the batch.
+    weighted sums, drawn with inclusion probabilities that follow their share of the curvature and weighted by the
+    inverse: unbiased, and the same whichever process sees the batch.
 
     Args:
         layer: whose features these are.
@@ -105,7 +105,7 @@ class CurvatureGram:
             self._weighted = add_up(self._weighted)
 
     def _share(self, anchors: Anchors, presence: Tensor) -> Tensor:
-        """(B, P): what the chance of an anchor point follows, its share of the curvature or a near cheap thing to it.
+        """(B, P): what inclusion probabilities follow: the share of the curvature, or a cheap stand-in for it.
 
         Each class has an equal share, however rare; for the other layers curvature goes with presence.
         """
@@ -181,9 +181,9 @@ def categorical(logits: Tensor, bins: int) -> Tensor:
 
 
 def _chances(share: Tensor, rows: int) -> Tensor:
-    """The chance of each anchor point, (P,), going with its share: `rows` in expectation, none above 1."""
+    """Inclusion probabilities, (P,), proportional to the share: `rows` in expectation, none above 1."""
     chance = torch.zeros_like(share)
-    for _ in range(4):  # chances that pass 1 are cut, and what they leave is given to the others; no host wait
+    for _ in range(4):  # what exceeds 1 is cut and given to the others; the host does not wait
         free = chance < 1
         left = (rows - (~free).sum()).clamp(min=0)
         raised = share * (left / share.where(free, torch.zeros_like(share)).sum().clamp(min=1e-30))

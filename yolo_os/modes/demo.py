@@ -91,7 +91,7 @@ def _evaluate(model: Path, devkit: Path, device: str) -> VOCResult:
 
 
 def _table(before: VOCResult, rows: list[_Row]) -> str:
-    head = f"{'recipe':<11}{'layers moved':>13}{'norm^2 kept':>13}{'held-out loss':>15}{'VOC mAP':>9}"
+    head = f"{'recipe':<11}{'layers moved':>13}{'keep':>13}{'held-out loss':>15}{'VOC mAP':>9}"
     head += "   gain [95% interval]"
     lines = [head, "-" * (len(head) + 6), f"{'(none)':<11}{'':>13}{1:>13.3f}{'':>15}{before.map:>9.4f}"]
     for row in rows:

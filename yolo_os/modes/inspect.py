@@ -154,12 +154,12 @@ def _table(layers: list[LayerReport], with_data: bool) -> str:
 
 def _advice(layers: list[LayerReport]) -> str:
     """What a person can expect of a shift, from the ranks."""
-    budget = "method=budget, the default, takes what the training loss does not feel, and checks it on other images."
+    budget = "method=budget, the default, removes what hardly changes the training loss, and checks it on other images."
     free = [layer.name for layer in layers if layer.rank is not None and layer.rank < layer.m]
     if free:
         return (
-            f"method=os can move {', '.join(free)}: on these images their features leave directions unseen. More "
-            f"images may see them; the report's drift tells. {budget}"
+            f"method=os can move {', '.join(free)}: on these images their features do not span all directions. "
+            f"More images may; the drift in the report of a shift tells. {budget}"
         )
     return (
         "method=os can do nothing: on these images every layer has rank(A) = m, so its weights are the only solution. "

@@ -29,7 +29,7 @@ def plot_report(report: ShiftReport, folder: Path) -> list[Path]:
 
 
 def plot_layers(report: ShiftReport, path: Path) -> None:
-    """Bars by layer: the squared norm kept, and the drift of the outputs on held-out anchor points."""
+    """Bars by layer: keep, the share of the squared norm, and the drift of the outputs on held-out anchor points."""
     layers = report.layers
     figure, (upper, lower) = new_figure(2, 1, (max(6.0, 0.55 * len(layers) + 2), 6.0), sharex=True)
     places = range(len(layers))
@@ -39,8 +39,8 @@ def plot_layers(report: ShiftReport, path: Path) -> None:
         places, kept, color=[colour if layer.unchanged is None else GREY for colour, layer in zip(colours, layers)]
     )
     upper.axhline(1, color="black", linewidth=0.8)
-    upper.set_ylabel("squared norm kept")
-    upper.set_title(f"{report.recipe.method}: {report.keep:.1%} of the squared norm kept in all", fontsize=11)
+    upper.set_ylabel("keep, of the squared norm")
+    upper.set_title(f"{report.recipe.method}: keep {report.keep:.1%} of the squared norm in all", fontsize=11)
     drift = [layer.drift or 0.0 for layer in layers]
     residual = [layer.residual or 0.0 for layer in layers]
     if any(drift) or any(residual):  # from exact on the sample to a visible change of the outputs

@@ -22,7 +22,7 @@ def plot_training(folder: Path, path: Path) -> None:
         terms = [values for name, values in epochs.items() if name.startswith(f"{part}/") and "loss" in name]
         if terms:
             loss.plot(when, [sum(row) for row in zip(*terms)], label=part, color=colour, marker=".")
-    for back, colour, label in (("0", GREEN, "stands"), ("1", GREY, "not allowed")):
+    for back, colour, label in (("0", GREEN, "stands"), ("1", GREY, "reverted")):
         made = [row for row in shifts if row["reverted"] == back]
         if made:
             changes = [100 * (float(row["loss_after"]) / (float(row["loss_before"]) or nan) - 1) for row in made]

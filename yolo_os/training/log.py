@@ -48,7 +48,7 @@ class ShiftLog:
 
     Attributes:
         path: of the file; None for a process that writes none (its totals count all the same).
-        shifts, reverted: how many stand, and how many the loss did not allow.
+        shifts, reverted: how many stand, and how many were reverted.
         keep: share of the squared norm that the shifts of the present epoch left.
         rises: relative rises of the loss on the batch, of the shifts of the present epoch that stand.
     """

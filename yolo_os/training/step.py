@@ -38,7 +38,7 @@ class StepReport:
         loss_before, loss_after: training loss per image on the step's last batch, of all processes together, with the
             weights of the optimizer step and with the last ones tried; nan where none was taken.
         outcome: that the shift stands, or why the weights are those of the optimizer step.
-        reverted: whether the loss allowed no strength of the shift.
+        reverted: whether the judge allowed no candidate.
     """
 
     layers: tuple[LayerReport, ...]
@@ -130,7 +130,7 @@ class StepShift(AbstractContextManager["StepShift"]):
         """Shift the layers by what was taken in; None where no features came or none that are finite.
 
         Raises:
-            Exception: what taking in a batch has raised, which the forward pass of a training must not.
+            Exception: what taking in a batch has raised: the forward pass of the training went on without it.
         """
         if self._failure is not None:
             raise self._failure
@@ -164,7 +164,7 @@ class StepShift(AbstractContextManager["StepShift"]):
             self._failure = error
 
     def _forget(self) -> None:
-        """Let go of the feature maps of a batch that another one follows."""
+        """Let go of the feature maps of a batch before the next one."""
         self._seen.clear()
         self._labels.clear()
         self._batch = self._inputs = None
