@@ -230,12 +230,13 @@ class Judge:
         (kept / "done").write_text("")
         print(f"judged {kept.name}", flush=True)
 
-    def at(self, model, line, values, folder, key):
-        """Figures of a model with some values in place, kept in files of a folder."""
+    def at(self, model, line, values, folder, key, only=None):
+        """Figures of a model with some values in place, on all sets or one, kept in files of a folder."""
         from yolo_os.shifter import Weights
 
         sets = [("val", name, each) for name, each in self.val.items()]
         sets += [("test", name, each) for name, each in self.test.items()]
+        sets = [each for each in sets if only in (None, each[:2])]
         wanted = [each for each in sets if not (folder / f"{each[0]}-{each[1]}-{key}.npz").exists()]
 
         def figures():

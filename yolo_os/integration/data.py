@@ -142,7 +142,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
-    overrides = {"task": getattr(model, "task", None) or guess_model_task(model), "imgsz": size, "rect": False}
+    overrides = {"task": task_of(model), "imgsz": size, "rect": False}
     labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
     cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
     try:
@@ -167,6 +167,11 @@ def args_of(model: nn.Module) -> dict[str, Any]:
     """The args of its training that a bare model carries; none where it carries none."""
     args: Any = getattr(model, "args", None)
     return dict(args) if isinstance(args, Mapping) else {}
+
+
+def task_of(model: nn.Module) -> str:
+    """The task of a bare model, such as `detect`."""
+    return str(getattr(model, "task", None) or guess_model_task(model))
 
 
 def stride_of(model: nn.Module) -> int:
