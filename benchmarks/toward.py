@@ -34,10 +34,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from yolo_os.evaluation.dataset import dataset_for
 
 from yolo_os.evaluation.annotations import read_devkit
 from yolo_os.evaluation.bootstrap import bootstrap
-from yolo_os.evaluation.dataset import dataset_for
 from yolo_os.evaluation.detections import evaluate_boxes, evaluate_detections, from_boxes
 from yolo_os.evaluation.voc import RECALL_POINTS, Matches, VOCResult, average_precisions
 from yolo_os.files import written_whole

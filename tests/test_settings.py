@@ -75,6 +75,14 @@ def test_reads_values_as_ultralytics_does(text):
     assert parse_value(text) == smart_value(text)
 
 
-@given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(), st.lists(st.integers())))
+@given(
+    st.one_of(
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.booleans(),
+        st.none(),
+        st.lists(st.integers()),
+    )
+)
 def test_reads_back_what_python_writes(value):
     assert parse_value(str(value)) == value

@@ -13,6 +13,7 @@ from builders import small_model
 from yolo_os.errors import UserError
 from yolo_os.evaluation.voc import evaluate_voc
 from yolo_os.heads import prediction_layers
+from yolo_os.plots.toward import plot_shares
 from yolo_os.toward import Judged, Origin, choose, line_to, move_toward_, named_tensors
 
 CLASSES = tuple("abcdefghij")
@@ -351,7 +352,7 @@ def test_the_report_says_all_of_it(model, start, tmp_path):
     assert "On 200 val images that no decision used, mAP 0.2000 -> 0.3500" in report.verdict
     assert "old.yaml 0.3000 -> 0.5000" in report.verdict
     assert "1 classes have too few val boxes" in text
-    assert report.plot(tmp_path / "toward.png").stat().st_size > 10_000
+    assert plot_shares(report.to_dict()["toward"], tmp_path / "toward.png").stat().st_size > 10_000
 
 
 def test_figures_of_the_images_chosen_on_are_called_that(model, start):

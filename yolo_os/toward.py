@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.bootstrap import Difference, bootstrap
 from yolo_os.evaluation.voc import VOCResult
 from yolo_os.files import written_whole
+from yolo_os.forward import Progress, silent
 from yolo_os.heads import find_head, last_module
 from yolo_os.linalg import in_float64
 from yolo_os.shifter import Weights
@@ -321,20 +322,8 @@ class TowardReport:
         with written_whole(Path(path)) as temporary:
             temporary.write_text(json.dumps(_finite(self.to_dict()), indent=2), encoding="utf-8")
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw mAP by share, on the new data and on each retained set; returns the path."""
-        from yolo_os.plots.toward import plot_shares
-
-        return plot_shares(self.to_dict()["toward"], Path(path))
-
 
 Judge = Callable[[], Mapping[str, Judged]]
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-
-
-def silent(items: Iterable[Any], title: str) -> Iterable[Any]:
-    """No progress bar."""
-    return items
 
 
 def move_toward_(

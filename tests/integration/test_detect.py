@@ -40,9 +40,9 @@ def test_labels_come_in_pixels_of_the_original_image(model, data):
 
 
 def test_its_map_is_that_of_the_devkit_without_difficult_objects(model, digits):
-    from yolo_os.evaluation.annotations import read_devkit
     from yolo_os.evaluation.detections import from_boxes
     from yolo_os.evaluation.voc import evaluate_voc
+    from yolo_os.voc import read_devkit
 
     names = tuple(model.names.values())
     found = detect(model, digits, split="val", imgsz=160)

@@ -111,13 +111,12 @@ def trained_args(model: Any, bare: nn.Module) -> Iterator[None]:
     A `YOLO` made from a file keeps most of them in its checkpoint only, and a loss needs its gains.
     """
     checkpoint = getattr(model, "ckpt", None)
-    recorded = (checkpoint.get("train_args") or {}) if isinstance(checkpoint, Mapping) else {}
     untyped: Any = bare
     args = getattr(untyped, "args", None)
-    if not isinstance(args, Mapping):
+    if not isinstance(checkpoint, Mapping) or not isinstance(args, Mapping):
         yield
         return
-    untyped.args = {**complete_args(recorded), **args}
+    untyped.args = {**complete_args(checkpoint.get("train_args") or {}), **args}
     try:
         yield
     finally:
@@ -172,7 +171,7 @@ def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, 
     norms = [sum(float(matrix.double().square().sum()) for matrix in side) for side in zip(*pairs)]
     return {
         "layers_moved": sum(not torch.equal(old.to(new), new) for old, new in ((o, n.cpu()) for o, n in pairs)),
-        "squared_norm_kept": norms[1] / norms[0] if norms[0] else 1.0,
+        "keep": norms[1] / norms[0] if norms[0] else 1.0,
         **provenance(checkpoint, version),
         "recipe": dict(recipe),
     }

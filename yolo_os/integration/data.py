@@ -17,10 +17,12 @@ from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import LOGGER
 
+from yolo_os.conversion.dataset import dataset_for
 from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import class_names, find_roots
-from yolo_os.evaluation.dataset import dataset_for, is_devkit
+from yolo_os.evaluation.names import some
+from yolo_os.evaluation.readers.devkit import class_names, find_roots
+from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.heads import find_head
 from yolo_os.recipe import ShiftRecipe
 
@@ -197,7 +199,52 @@ def image_size(model: nn.Module, imgsz: int | None) -> int:
 def class_names_of(model: nn.Module) -> list[str]:
     """The names of a model's classes, in its order."""
     names: Any = getattr(model, "names", None) or {}
-    return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
+    if isinstance(names, Mapping):  # by numbers, which some write as text
+        names = [names[index] for index in sorted(names, key=int)]
+    return [str(name) for name in names]
+
+
+def class_order(found: Sequence[str], known: Sequence[str], every: bool = False) -> list[str]:
+    """The classes of a development kit in the order of a model that knows them all, else in the devkit's own.
+
+    The XML of a devkit names classes and leaves their order open, so labels, tables and models are numbered by this
+    rule, wherever a devkit meets a model.
+
+    Args:
+        found: the devkit's classes, in its own order (VOC's, or the alphabet's).
+        known: the model's classes, in its order.
+        every: keep the model's classes that the devkit lacks: the outputs of a trained model stay where they are. A
+            training makes its outputs for the classes found, and a table has a line for each of these.
+    """
+    if not set(found) <= set(known):
+        return list(found)
+    return [name for name in known if every or name in found]
+
+
+def devkit_dataset(
+    devkit: str | Path | Sequence[str | Path],
+    known: Sequence[str],
+    *,
+    every: bool = False,
+    year: str | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+) -> Path:
+    """The `data.yaml` of a development kit with its classes in the `class_order` of a model.
+
+    Args:
+        devkit, year, classes: as for `read_devkit`.
+        known, every: as for `class_order`.
+    """
+    found = class_names(find_roots(devkit, year), classes)
+    return dataset_for(devkit, year, class_order(found, known, every))
+
+
+def warn_of_problems(data_yaml: Path, data: object) -> None:
+    """Say what was left out when the data set of a devkit was made, as the file beside its `data.yaml` lists it."""
+    file = data_yaml.parent / "problems.txt"
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        LOGGER.warning(f"data={data}: {len(lines)} problems in its files, all of them in {file}; the first: {lines[0]}")
 
 
 def read_description(source: str | Path, data: object) -> dict[str, Any]:
@@ -231,8 +278,8 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
     """
     source = Path(data)
     if source.is_dir() and is_devkit(source):
-        order = list(names) if names and set(class_names(find_roots(source))) <= set(names) else None
-        source = dataset_for(source, classes=order)
+        source = devkit_dataset(source, names or (), every=True)
+        warn_of_problems(source, data)
     described = read_description(source, data)
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")
@@ -245,6 +292,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
             f"data={data} has the model's classes in another order (class {first} is '{order[first]}' there and "
             f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
         )
-    if set(order) != set(names):
-        LOGGER.warning(f"data={data} names classes that the model does not ({order[0]}, ...): are these its labels?")
+    unknown = [name for name in order if name not in names]
+    if unknown:
+        LOGGER.warning(f"data={data} names classes that the model does not ({some(unknown)}): are these its labels?")
     return described

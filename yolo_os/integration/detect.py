@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -38,10 +38,10 @@ class Detected:
     """What a detector found in a data set, and what the data set says is there.
 
     Attributes:
-        boxes: by image, (k, 6): x1, y1, x2, y2 in continuous pixels of the original image (left edge 0, right edge
-            its width), score, class index; highest score first.
+        boxes: by path of the image in the data set, (k, 6): x1, y1, x2, y2 in continuous pixels of the original image
+            (left edge 0, right edge its width), score, class index; highest score first.
         names: class names by index, as the model has them.
-        ultralytics_map50: what `yolo val` prints as mAP50 for the same detections.
+        ultralytics_map50: what `yolo val` prints as mAP50 for the same detections; None where that is of other classes.
         truth: by image, (k, 5): x1, y1, x2, y2 as above and class index, of the labels that the validator compares
             with (a label file has no difficult objects).
         loss: the model's own training loss per image, `total` first; empty if it was not asked for or can't be taken.
@@ -49,7 +49,7 @@ class Detected:
 
     boxes: Boxes
     names: dict[int, str]
-    ultralytics_map50: float
+    ultralytics_map50: float | None
     truth: Boxes = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
 
@@ -169,8 +169,7 @@ class Validation:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"data={self.data}: {' '.join(str(error).split())}") from None
-        names: Any = model.names
-        named = {int(index): str(name) for index, name in dict(names).items()}
+        named = dict(enumerate(class_names_of(model)))
         return Detected(boxes, named, float(validator.metrics.box.map50), truth, mean.means())
 
 
@@ -188,7 +187,7 @@ def detect(
     max_det: int = 300,
     trust: bool = False,
 ) -> Detected:
-    """Detect on every image of a split, as `yolo val` does; keys of the result are image stems. See `Validation`.
+    """Detect on every image of a split, as `yolo val` does. See `Validation`.
 
     Args:
         model: path of a checkpoint, or a loaded model (unfused; it is left as it was).
@@ -204,7 +203,7 @@ def detect(
     else:
         checkpoint = load_checkpoint(model, trust)
         module, imgsz = checkpoint.model, imgsz or checkpoint.imgsz
-    found = Validation(
+    return Validation(
         data,
         module,
         split=split,
@@ -216,7 +215,6 @@ def detect(
         iou=iou,
         max_det=max_det,
     ).run(module)
-    return replace(found, boxes=_by_stem(found.boxes), truth=_by_stem(found.truth))
 
 
 class _Kept:
@@ -250,10 +248,6 @@ class _Kept:
             yield dict(batch)
         if size <= self.LIMIT:
             self._batches = kept
-
-
-def _by_stem(boxes: Boxes) -> Boxes:
-    return {Path(file).stem: each for file, each in boxes.items()}
 
 
 def _array(*columns: Tensor) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.detections import evaluate_boxes
+from yolo_os.forward import Progress, silent
 from yolo_os.heads import unwrap
 from yolo_os.integration.checkpoint import Checkpoint, digest, load_checkpoint, provenance, trained_args
 from yolo_os.integration.data import args_of, class_names_of, image_size, task_of
@@ -23,13 +24,11 @@ from yolo_os.toward import (
     SHARES,
     Judged,
     Origin,
-    Progress,
     TowardReport,
     check_shares,
     line_to,
     move_toward_,
     named_tensors,
-    silent,
 )
 
 # Val is halved where each half has as many images: one to choose the share, one for a figure that no choice has seen.

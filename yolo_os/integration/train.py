@@ -12,11 +12,10 @@ from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, pa
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE, YAML
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import class_names, find_roots
-from yolo_os.evaluation.dataset import dataset_for, is_devkit
+from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import class_names_of, read_description
+from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.runtime import choose_device, quiet
 
 
@@ -131,8 +130,8 @@ def _data(data: Any, model: Any) -> Path:
         raise UserError("data=... is missing: a data set YAML or a VOCdevkit folder")
     source = Path(str(data))
     if source.is_dir() and is_devkit(source):
-        found, known = set(class_names(find_roots(source))), class_names_of(model.model)
-        source = dataset_for(source, classes=[name for name in known if name in found] if found <= set(known) else None)
+        source = devkit_dataset(source, class_names_of(model.model))
+        warn_of_problems(source, data)
         LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
     described = read_description(source, data)
     for split in ("train", "val"):

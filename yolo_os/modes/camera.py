@@ -103,7 +103,7 @@ def camera_dataset(devkit: Path, classes: list[str], out: Path, seed: int = 0) -
     """
     import cv2
 
-    from yolo_os.evaluation.dataset import dataset_for
+    from yolo_os.conversion.dataset import dataset_for
 
     source = dataset_for(devkit, classes=classes).parent
     for split in ("train", "val", "test"):
@@ -128,14 +128,13 @@ def camera_dataset(devkit: Path, classes: list[str], out: Path, seed: int = 0) -
 
 def meet_new_camera(detector: Path, devkit: Path, folder: Path, options: dict[str, Any]) -> Met:
     """Fine-tune the shipped detector on the changed camera with stock Ultralytics, take the step, test all three."""
-    from ultralytics import YOLO
-
-    from yolo_os.evaluation.annotations import read_devkit
     from yolo_os.evaluation.bootstrap import bootstrap
     from yolo_os.evaluation.detections import evaluate_detections, from_boxes
+    from yolo_os.evaluation.readers.devkit import read_devkit
     from yolo_os.integration.checkpoint import load_checkpoint
     from yolo_os.integration.data import class_names_of
     from yolo_os.integration.detect import detect
+    from yolo_os.integration.train import train
     from yolo_os.modes.shift import KEYS
     from yolo_os.modes.toward import shift_toward_checkpoint
 
@@ -143,19 +142,20 @@ def meet_new_camera(detector: Path, devkit: Path, folder: Path, options: dict[st
     classes = class_names_of(checkpoint.model)
     data = camera_dataset(devkit, classes, folder / "camera")
     print(f"\nFine-tuning it on {TRAIN_IMAGES} images of a changed camera, {options['epochs']} epochs ...")
-    YOLO(detector).train(
-        data=str(data),
-        epochs=options["epochs"],
-        imgsz=checkpoint.imgsz,
-        device=options["device"] or None,
-        workers=0,
-        amp=False,
-        plots=False,
-        verbose=False,
-        project=str(folder.resolve()),
-        name="trained",
-        exist_ok=True,
-    )
+    training = {
+        "model": str(detector),
+        "data": str(data),
+        "epochs": options["epochs"],
+        "imgsz": checkpoint.imgsz,
+        "workers": 0,
+        "amp": False,
+        "plots": False,
+        "verbose": False,
+        "project": str(folder.resolve()),
+        "name": "trained",
+        "exist_ok": True,
+    }
+    train(training | ({"device": options["device"]} if options["device"] else {}), None)
     trained = folder / "trained" / "weights" / "best.pt"
     print("\nMoving it towards the shipped weights ...")
     step = {

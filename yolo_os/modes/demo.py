@@ -81,8 +81,8 @@ def run(options: dict[str, Any]) -> int:
 
 
 def _evaluate(model: Path, devkit: Path, device: str) -> VOCResult:
-    from yolo_os.evaluation.annotations import read_devkit
     from yolo_os.evaluation.detections import evaluate_detections, from_boxes
+    from yolo_os.evaluation.readers.devkit import read_devkit
     from yolo_os.integration.detect import detect
 
     found = detect(model, devkit, split="test", device=device)
@@ -98,7 +98,7 @@ def _table(before: VOCResult, rows: list[_Row]) -> str:
         rise = "-" if row.report.loss.rise is None else f"{row.report.loss.rise:+.2%}"
         moved = f"{len(row.report.moved)} of {len(row.report.layers)}"
         lines.append(
-            f"{row.name:<11}{moved:>13}{row.report.norm_ratio**2:>13.3f}{rise:>15}{row.result.map:>9.4f}"
+            f"{row.name:<11}{moved:>13}{row.report.keep:>13.3f}{rise:>15}{row.result.map:>9.4f}"
             f"   {row.gain.value:+.4f} [{row.gain.low:+.4f}, {row.gain.high:+.4f}]"
         )
     return "\n".join(lines)
@@ -131,6 +131,7 @@ def _save(before: VOCResult, rows: list[_Row], met: Met | None, path: Path) -> N
         "before": before.to_dict(),
         "shifts": {
             row.name: {
+                "keep": row.report.keep,
                 "norm_ratio": row.report.norm_ratio,
                 "loss_rise": row.report.loss.rise,
                 "after": row.result.to_dict(),

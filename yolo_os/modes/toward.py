@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_os import __version__
+from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import check_folder, check_writable, run_folder, written_whole
-from yolo_os.settings import Key
+from yolo_os.settings import Key, listed
 
 if TYPE_CHECKING:
     from yolo_os.toward import TowardReport
@@ -77,7 +77,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
     if options["retain_drop"] is not None and options["retain"] is None:
         raise UserError(f"retain_drop={options['retain_drop']:g}: says nothing without retain=, the data it is for")
     shares = _numbers(options["shares"])
-    retain = _listed(options["retain"])
+    retain = listed(options["retain"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a shift with toward= judges in one process: start it without torchrun")
     toward = options["toward"]
@@ -96,6 +96,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted
     from yolo_os.integration.runtime import choose_device, progress_bar
     from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
+    from yolo_os.plots.toward import plot_shares
 
     checkpoint = load_checkpoint(source, options["trust"])
     origin = read_origin(toward, checkpoint.contents, source, options["trust"])
@@ -122,17 +123,9 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
     for path in filter(None, (folder / "report.json", options["json"])):
         report.save(path)
     if options["plots"]:
-        report.plot(folder / "toward.png")
+        plot_shares(report.to_dict()["toward"], folder / "toward.png")
     print(f"{report}\n\nshifted checkpoint: {out}\nreport and plot:    {folder}")
     return report, out
-
-
-def _listed(value: Any) -> list[str]:
-    """A list, or text with commas, as a list of texts."""
-    if value is None:
-        return []
-    parts = value if isinstance(value, list) else str(value).split(",")
-    return [str(part).strip() for part in parts if str(part).strip()]
 
 
 def _numbers(value: Any) -> list[float]:
@@ -146,7 +139,7 @@ def _numbers(value: Any) -> list[float]:
     if value is None:
         return list(SHARES)
     try:
-        return check_shares([float(part) for part in _listed(value)])
+        return check_shares([float(part) for part in listed(value)])
     except ValueError as error:
         if isinstance(error, UserError):
             raise
