@@ -16,15 +16,13 @@ Mean VOC mAP10 on test images over seeds, and the paired gain over the training 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from common import DETECTOR, DEVKIT, keep_ultralytics_here
 from toward import ARMS, SHARES, Digits, Judge, Voc, compare, interval, load, prepare, train
-
-from yolo_os.resources import resource
 
 FEW = 5  # classes of the digits that a new head tells apart
 # What moves besides backbone and neck: the branches of the head that stay.
@@ -268,8 +266,7 @@ def main():
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     out = Path(options.out).expanduser().resolve()
-    os.environ.setdefault("YOLO_OFFLINE", "true")
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(out / "settings"))
+    keep_ultralytics_here(out / "settings")
     torch.set_num_threads(1)
     if options.data == "voc":
         if options.shared is None:
@@ -277,7 +274,7 @@ def main():
         shared = Path(options.shared).expanduser().resolve()
         study = Voc(shared / "data" / "VOCdevkit", shared / "weights" / "voc_yolov5nu.pt")
     else:
-        study = Digits(resource("data/digits/VOCdevkit"), resource("data/digits/detector.pt"))
+        study = Digits(DEVKIT, DETECTOR)
     print("\n".join(heads(study, options, out) if options.heads else parts(study, options, out)))
 
 
