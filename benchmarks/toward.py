@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -34,18 +33,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from common import DETECTOR, DEVKIT, PLAIN, SOLID, keep_ultralytics_here
 
-from yolo_os.conversion.dataset import dataset_for
-from yolo_os.evaluation.annotations import read_devkit
-from yolo_os.evaluation.bootstrap import bootstrap
 from yolo_os.evaluation.detections import evaluate_boxes, evaluate_detections, from_boxes
-from yolo_os.evaluation.voc import RECALL_POINTS, Matches, VOCResult, average_precisions
+from yolo_os.evaluation.voc import RECALL_POINTS, Matches, average_precisions
 from yolo_os.files import written_whole
 from yolo_os.modes.camera import changed
-from yolo_os.resources import resource
+from yolo_os.voc import VOCResult, bootstrap, dataset_for, read_devkit
 
 SHARES = (1.0, 0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
-SOLID = ("bus", "car", "cat", "person", "train")  # the classes with solid counts in the VOC images at hand
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom, from 1
 DROP = 0.02
 # Settings of Ultralytics' train(); `mix` adds as many old images, `l2sp` pulls towards the start at every step.
@@ -170,14 +166,10 @@ def train(study, arm, seed, data, old, folder):
         imgsz=study.imgsz,
         batch=16,
         seed=seed,
-        workers=0,
-        device="cpu",
-        plots=False,
-        amp=False,
-        verbose=False,
         project=str(folder.parent),
         name=folder.name,
         exist_ok=True,
+        **PLAIN,
         **settings,
     )
     (folder / "done").write_text("")
@@ -230,12 +222,13 @@ class Judge:
         (kept / "done").write_text("")
         print(f"judged {kept.name}", flush=True)
 
-    def at(self, model, line, values, folder, key):
-        """Figures of a model with some values in place, kept in files of a folder."""
+    def at(self, model, line, values, folder, key, only=None):
+        """Figures of a model with some values in place, on all sets or one, kept in files of a folder."""
         from yolo_os.shifter import Weights
 
         sets = [("val", name, each) for name, each in self.val.items()]
         sets += [("test", name, each) for name, each in self.test.items()]
+        sets = [each for each in sets if only in (None, each[:2])]
         wanted = [each for each in sets if not (folder / f"{each[0]}-{each[1]}-{key}.npz").exists()]
 
         def figures():
@@ -468,14 +461,13 @@ def main():
         shared = Path(options.shared).expanduser().resolve()
         study = Voc(shared / "data" / "VOCdevkit", shared / "weights" / "voc_yolov5nu.pt")
     else:
-        study = Digits(resource("data/digits/VOCdevkit"), resource("data/digits/detector.pt"))
+        study = Digits(DEVKIT, DETECTOR)
     cameras = options.cameras.split(",") if options.cameras else study.cameras
     arms = options.arms.split(",") if options.arms else study.arms
     seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else study.seeds
     out = Path(options.out).expanduser().resolve()
     out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("YOLO_OFFLINE", "true")
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(out / "settings"))
+    keep_ultralytics_here(out / "settings")
     torch.set_num_threads(1)
     for camera in cameras:
         for seed in seeds:

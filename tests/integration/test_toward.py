@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from builders import digits_subset
 from ultralytics import YOLO
 
@@ -226,6 +227,10 @@ def bad_files(tmp_path_factory, request):
     torch.save(contents, folder / "nan.pt")
     data = request.getfixturevalue("data")
     (folder / "classes.yaml").write_text(f"path: {data.parent}\ntrain: images/val\nval: images/val\nnames: [a, b]\n")
+    (folder / "nothing" / "images").mkdir(parents=True)
+    shutil.copy(next((data.parent / "images" / "val").iterdir()), folder / "nothing" / "images")
+    described = {**yaml.safe_load(data.read_text()), "path": str(folder), "val": "nothing/images"}
+    (folder / "nothing.yaml").write_text(yaml.safe_dump(described))
     (folder / "no-val.yaml").write_text(f"path: {data.parent}\ntrain: images/val\nval:\nnames: {list('0123456789')}\n")
     return folder
 
@@ -243,6 +248,7 @@ BAD = {
     "no such retained data": (["toward={old}", "retain=none.yaml"], "data=none.yaml"),
     "retained twice": (["toward={old}", "retain={data},{data}"], "names one data set twice"),
     "retained data of other classes": (["toward={old}", "retain={bad}/classes.yaml"], "has 2 classes and the model 10"),
+    "retained data of nothing": (["toward={old}", "retain={bad}/nothing.yaml"], "holds no labelled object to judge by"),
     "no val": (["toward={old}", "data={bad}/no-val.yaml"], "no-val.yaml"),
     "a drop of nothing": (["toward={old}", "retain_drop=0.1"], "says nothing without retain="),
     "a drop without toward": (["retain_drop=0.1"], "is for a shift with toward="),

@@ -148,7 +148,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     first = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
     if first not in (None, described["channels"]):
         raise UserError(f"data={data} has images of {described['channels']} channels, and the model takes {first}")
-    overrides = {"task": getattr(model, "task", None) or guess_model_task(model), "imgsz": size, "rect": False}
+    overrides = {"task": task_of(model), "imgsz": size, "rect": False}
     labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
     try:
         cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
@@ -177,6 +177,11 @@ def args_of(model: nn.Module) -> dict[str, Any]:
     """The args of its training that a bare model carries; none where it carries none."""
     args: Any = getattr(model, "args", None)
     return dict(args) if isinstance(args, Mapping) else {}
+
+
+def task_of(model: nn.Module) -> str:
+    """The task of a bare model, such as `detect`."""
+    return str(getattr(model, "task", None) or guess_model_task(model))
 
 
 def stride_of(model: nn.Module) -> int:

@@ -25,7 +25,7 @@ from yolo_os.errors import UserError
 from yolo_os.forward import eval_mode
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import class_names_of, describe
+from yolo_os.integration.data import class_names_of, describe, task_of
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import quiet
 from yolo_os.loss import LossMean, training_loss
@@ -91,8 +91,7 @@ class Validation:
         iou: float = 0.7,
         max_det: int = 300,
     ) -> None:
-        untyped: Any = model
-        task = untyped.task
+        task = task_of(model)
         if task not in _VALIDATORS:
             raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of")
         self.data = data

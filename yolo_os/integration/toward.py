@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from ultralytics.nn.tasks import guess_model_task
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.detections import evaluate_boxes
 from yolo_os.forward import Progress, silent
 from yolo_os.heads import unwrap
 from yolo_os.integration.checkpoint import Checkpoint, digest, load_checkpoint, provenance, trained_args
-from yolo_os.integration.data import args_of, class_names_of, image_size
+from yolo_os.integration.data import args_of, class_names_of, image_size, task_of
 from yolo_os.integration.detect import Boxes, Validation
 from yolo_os.toward import (
     SHARES,
@@ -166,11 +165,6 @@ def toward_record(checkpoint: Checkpoint, report: TowardReport, version: str, **
     }
 
 
-def task_of(model: nn.Module) -> str:
-    """The task of a bare model."""
-    return str(getattr(model, "task", None) or guess_model_task(model))
-
-
 class _Judge:
     """Judges the weights in a model on the val splits of the new data and of the retained sets, each opened once."""
 
@@ -184,8 +178,6 @@ class _Judge:
         workers: int,
     ) -> None:
         self._model = model
-        untyped: Any = model
-        untyped.task = task_of(model)
         names = {_NEW: data, **{str(each): each for each in retain}}
         if len(names) <= len(retain):
             raise UserError(f"retain={','.join(map(str, retain))}: names one data set twice")
@@ -201,7 +193,11 @@ class _Judge:
 
     def __call__(self) -> dict[str, Judged]:
         """What each set says: the new data first, then retained sets."""
-        return {name: self._judged(validation, name == _NEW) for name, validation in self._sets.items()}
+        judged = {name: self._judged(validation, name == _NEW) for name, validation in self._sets.items()}
+        for name, each in judged.items():
+            if name != _NEW and not each.result.npos.any():
+                raise UserError(f"retain={name}: its val split holds no labelled object to judge by")
+        return judged
 
     def _judged(self, validation: Validation, new: bool) -> Judged:
         found = validation.run(self._model, loss=True)
