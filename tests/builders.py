@@ -31,7 +31,7 @@ def small_model(name="yolov8n", seed=0):
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     from yolo_os.heads import prediction_layers
-    from yolo_os.integration.architecture import build
+    from yolo_os.integration.untrained import build
 
     torch.manual_seed(seed)
     model = build(f"{name}.yaml")

@@ -29,11 +29,11 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_os.cli import main
 from yolo_os.errors import UserError
-from yolo_os.integration.architecture import build
 from yolo_os.integration.checkpoint import load_checkpoint, read_contents
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.labelcache import read_label_cache
 from yolo_os.integration.unpickle import Damaged, Refused, read_archive
+from yolo_os.integration.untrained import build
 
 TINY = ["epochs=1", "imgsz=64", "batch=8", "nbs=8", "fraction=0.05", "workers=0", "device=cpu", "plots=False"]
 

@@ -1,4 +1,4 @@
-"""Architectures: check one before Ultralytics builds it, and build the untrained model of a file.
+"""Architectures, checked before Ultralytics builds them.
 
 Ultralytics takes module names, arguments and the activation of an architecture as Python: `activation:` is evaluated,
 a module may be anything its own code has imported, an argument any variable of the function that builds the model.
@@ -9,30 +9,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from torch import nn
-from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import (
-    WorldModel,
-    YOLOEModel,
-    YOLOESegModel,
-    guess_model_task,
     parse_model,
-    yaml_model_load,
 )
 
 from yolo_os.errors import UserError
-from yolo_os.integration.guard import guarded
 from yolo_os.integration.unpickle import module_class
 
-_TEXT_HEADS = {
-    "WorldDetect": WorldModel,
-    "YOLOEDetect": YOLOEModel,
-    "YOLOESegment": YOLOESegModel,
-    "YOLOESegment26": YOLOESegModel,
-}
 _SETTINGS = ("nc", "kpt_shape")  # variables of the building function that arguments may name
 _VARIABLES = {*parse_model.__code__.co_varnames, *parse_model.__code__.co_cellvars} - {*_SETTINGS}
 # Largest value of each number: more is no detector, and could ask for any amount of memory.
@@ -46,29 +30,6 @@ _MOST = {
 }
 _MOST_REPEATED = 100
 _MOST_NUMBER = 65_536
-
-
-def build(path: str | Path) -> nn.Module:
-    """The untrained model of an architecture file such as `yolo11n.yaml`.
-
-    Raises:
-        UserError: if there is no such file, it describes no model, or asks for something that is no part of one.
-    """
-    try:
-        with guarded():
-            config: dict[str, Any] = yaml_model_load(path)
-            head = str(config["head"][-1][2])
-            if head in _TEXT_HEADS:
-                model: nn.Module = _TEXT_HEADS[head](config, verbose=False)
-            elif head == "RTDETRDecoder":
-                model = RTDETR(str(path)).model
-            else:
-                model = YOLO(str(path), task=guess_model_task(config)).model
-    except UserError as error:
-        raise UserError(f"model={path}: {error}") from None
-    except Exception as error:  # FileNotFoundError, KeyError, SyntaxError, YAML errors
-        raise UserError(f"model={path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    return model
 
 
 def check_architecture(config: object) -> None:

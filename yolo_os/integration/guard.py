@@ -25,7 +25,12 @@ from ultralytics.utils import LOGGER, YAML
 
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
+from yolo_os.integration.architecture import check_architecture
+from yolo_os.integration.gate import read_contents
+from yolo_os.integration.labelcache import read_label_cache
 from yolo_os.integration.runtime import quiet
+from yolo_os.integration.unpickle import read_archive
+from yolo_os.integration.written import note_written, written_here
 from yolo_os.plain_yaml import read_yaml
 
 # Functions that are replaced, by the module that defines them.
@@ -36,7 +41,6 @@ _FETCHING = {
 }
 _TEXT_MODELS = ("ultralytics.nn.text_model", "clip")  # importing the first installs the second, where it is missing
 _trusting: list[bool] = []  # of each guard that is open, innermost last
-_written: dict[Path, tuple[int, int]] = {}  # checkpoints that this process wrote: size and time
 _Path: Any = type(Path())
 _NO_FILE = Path(os.devnull) / "none"
 
@@ -99,23 +103,6 @@ class GuardedProcess:
     def __getstate__(self) -> dict[str, Any]:
         """The settings; a guard that is open stays where it is."""
         return {"trust": self.trust}
-
-
-def note_written(path: str | Path) -> None:
-    """Remember a checkpoint that this process has just written: it may be read again whatever it holds."""
-    file = Path(path).resolve()
-    _written[file] = _stamp(file)
-
-
-def written_here(path: str | Path) -> bool:
-    """Whether this process wrote a file, and nobody changed it since."""
-    file = Path(path).resolve()
-    return file in _written and file.is_file() and _written[file] == _stamp(file)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _trusted() -> bool:
@@ -198,8 +185,6 @@ def _through_the_gate(original: Callable[..., Any]) -> Callable[..., Any]:
     """`torch_safe_load`, from which all of Ultralytics gets its models."""
 
     def torch_safe_load(weight: Any, safe_only: bool | None = None) -> tuple[dict[str, Any], str]:
-        from yolo_os.integration.checkpoint import read_contents
-
         path = Path(str(weight).strip().replace("'", ""))
         weights = getattr(tasks, "SETTINGS", {}).get("weights_dir")
         if not path.exists() and weights and (Path(weights) / path).exists():  # where Ultralytics keeps its own
@@ -213,8 +198,6 @@ def _reading_archives(original: Callable[..., Any]) -> Callable[..., Any]:
     """`torch_load`, which reads what a training has written, and caches of text features beside a data set."""
 
     def torch_load(*given: Any, **named: Any) -> Any:
-        from yolo_os.integration.unpickle import read_archive
-
         if _trusted() or not isinstance(given[0], str | Path) or written_here(given[0]):
             return original(*given, **named)
         return read_archive(given[0])
@@ -224,8 +207,6 @@ def _reading_archives(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _checking_architectures(original: Callable[..., Any]) -> Callable[..., Any]:
     def parse_model(d: Any, *given: Any, **named: Any) -> Any:
-        from yolo_os.integration.architecture import check_architecture
-
         if not _trusted():
             check_architecture(d)
         return original(d, *given, **named)
@@ -291,8 +272,6 @@ def _never(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _plain_caches(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_dataset_cache_file(path: Any) -> dict[str, Any]:
-        from yolo_os.integration.labelcache import read_label_cache
-
         return read_label_cache(Path(path))
 
     return load_dataset_cache_file

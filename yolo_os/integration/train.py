@@ -15,8 +15,8 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.files import FULL
 from yolo_os.integration.callback import SOS, TASKS
-from yolo_os.integration.checkpoint import find_checkpoint, read_contents
 from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
+from yolo_os.integration.gate import find_checkpoint, read_contents
 from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
 from yolo_os.plain_yaml import read_yaml
