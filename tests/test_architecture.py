@@ -28,6 +28,7 @@ report
 shifter
 evaluation
 conversion
+toward_report
 shift toward training
 plots
 voc

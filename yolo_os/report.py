@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from yolo_os.files import written_whole
+from yolo_os.files import write_json
 from yolo_os.heads import PredictionLayer
 from yolo_os.methods.base import Moved, Outcome, System, Unchanged
 from yolo_os.recipe import HARMFUL_RISE, ShiftRecipe
@@ -263,8 +262,7 @@ class ShiftReport:
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON; the file appears whole or not at all."""
-        with written_whole(Path(path)) as temporary:
-            temporary.write_text(json.dumps(_finite(self.to_dict()), indent=2), encoding="utf-8")
+        write_json(Path(path), self.to_dict())
 
 
 def _count(value: int | None) -> str:
@@ -273,12 +271,3 @@ def _count(value: int | None) -> str:
 
 def _small(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}" if value < 1e-3 else f"{value:.4f}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,12 +10,9 @@ The parts: `Line` says what moves between which ends, `choose` which share is ta
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +21,11 @@ from torch import Tensor, nn
 from yolo_os.errors import UserError
 from yolo_os.evaluation.bootstrap import Difference, bootstrap
 from yolo_os.evaluation.voc import VOCResult
-from yolo_os.files import written_whole
 from yolo_os.forward import Progress, silent
 from yolo_os.heads import find_head, last_module
 from yolo_os.linalg import in_float64
 from yolo_os.shifter import Weights
+from yolo_os.toward_report import Figure, MovedTensor, Part, ShareTrial, StayedTensor, TowardReport
 
 # Judged besides 1, the model as it is, and 0, the origin: those two are the ends that a step is compared with.
 SHARES = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2)
@@ -54,24 +51,6 @@ class Origin:
     source: str
 
 
-@dataclass(frozen=True)
-class Moved:
-    """A tensor on its way: its distance to the origin, before and after."""
-
-    name: str
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class Stayed:
-    """A tensor that was left alone, and why; its distance to the origin where it has a counterpart there."""
-
-    name: str
-    reason: str
-    distance: float | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Line:
     """The straight line from an origin to a model, over the tensors that both have.
@@ -87,7 +66,7 @@ class Line:
 
     tensors: dict[str, Tensor]
     origin: dict[str, Tensor]
-    stayed: tuple[Stayed, ...]
+    stayed: tuple[StayedTensor, ...]
     head: str
     source: str
     complete: bool
@@ -126,24 +105,24 @@ def line_to(model: nn.Module, origin: Origin, task: str | None = None) -> Line:
     for name, tensor in mine.items():
         end = origin.state.get(name)
         if end is None:
-            stayed.append(Stayed(name, "the origin has no tensor of this name"))
+            stayed.append(StayedTensor(name, "the origin has no tensor of this name"))
             continue
         if end.shape != tensor.shape:
-            stayed.append(Stayed(name, "the origin's has another shape"))
+            stayed.append(StayedTensor(name, "the origin's has another shape"))
             continue
         if not tensor.is_floating_point():
-            stayed.append(Stayed(name, "it counts batches: whole numbers are not moved"))
+            stayed.append(StayedTensor(name, "it counts batches: whole numbers are not moved"))
             continue
         if name in by_class and classes != origin.classes:
             if rows is None or not by_class[name]:
                 why = "others" if rows is None else "in another order"
                 reason = f"its outputs are classes, and the origin's are {why}"
-                stayed.append(Stayed(name, reason, _distance(tensor, end)))
+                stayed.append(StayedTensor(name, reason, _distance(tensor, end)))
                 continue
             end = end[torch.tensor(rows)]
         end = end.detach().to(tensor)
         if torch.equal(end, tensor):
-            stayed.append(Stayed(name, "it did not change in the training", 0.0))
+            stayed.append(StayedTensor(name, "it did not change in the training", 0.0))
         else:
             tensors[name], ends[name] = tensor, end
     if not tensors:
@@ -174,161 +153,12 @@ class Judged:
     rare: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A share's figures on one set of images.
-
-    Attributes:
-        map: VOC mAP (AP of 2010).
-        gain: of that over staying, with its paired interval over images; None for staying itself.
-        loss: training loss per image.
-    """
-
-    map: float
-    gain: Difference | None = field(compare=False)
-    loss: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """`{"map", "gain": {"value", "low", "high", "stderr"} or None, "loss"}`."""
-        names = ("value", "low", "high", "stderr")
-        gain = None if self.gain is None else {name: getattr(self.gain, name) for name in names}
-        return {"map": self.map, "gain": gain, "loss": self.loss}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One share that was judged.
-
-    Attributes:
-        share: of the way from the origin to the model.
-        distance: of the parameters to the origin, relative to the norm of the origin's.
-        new: figures on the data that the model was trained for.
-        retained: figures on each set that must not get worse, by name.
-    """
-
-    share: float
-    distance: float
-    new: Figure
-    retained: dict[str, Figure] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures on the new data beside the share; those on retained sets under `retained`."""
-        retained = {name: figure.to_dict() for name, figure in self.retained.items()}
-        return {"share": self.share, **self.new.to_dict(), "distance": self.distance, "retained": retained}
-
-
-@dataclass(frozen=True)
-class Part:
-    """How far the moved tensors of one part of the model are from the origin, relative to the origin's norm."""
-
-    name: str
-    tensors: int
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class TowardReport:
-    """A shift towards an origin.
-
-    Attributes:
-        share: what is left of the way that the training went; 1: nothing moved.
-        reason: why this share.
-        tried: all shares judged, from 1 down; 0 is the origin itself, judged where all of the model can move.
-        moved, stayed: every tensor of the model.
-        parts: the moved ones, summed up.
-        origin: where the origin came from.
-        images: how many decided, by set: `new` first.
-        unused: mAP on the images of the new data that no decision used, before and after, and the paired gain; None
-            where there were too few images to set any apart.
-        unused_images: how many.
-        retain_drop: most mAP that was allowed to be lost on a retained set.
-        precision: of the weights that were judged, such as `float16`.
-        warnings: what a person should know before using the weights.
-    """
-
-    share: float
-    reason: str
-    tried: tuple[Trial, ...]
-    moved: tuple[Moved, ...]
-    stayed: tuple[Stayed, ...]
-    parts: tuple[Part, ...]
-    origin: str
-    images: dict[str, int]
-    unused: tuple[float, Figure] | None
-    unused_images: int
-    retain_drop: float | None
-    precision: str
-    warnings: tuple[str, ...] = ()
-
-    def trial(self, share: float) -> Trial:
-        """The figures of a share that was judged."""
-        return next(trial for trial in self.tried if trial.share == share)
-
-    @property
-    def verdict(self) -> str:
-        """One sentence: what moved, and what that did to mAP."""
-        if self.share == 1:
-            return f"Nothing moved: {self.reason}; the weights are as they were."
-        taken, stay = self.trial(self.share), self.trial(1.0)
-        text = f"Moved to {self.share:g} of the way from {self.origin}: {self.reason}. "
-        if self.unused is not None:
-            before, after = self.unused
-            text += f"On {self.unused_images} val images that no decision used, mAP {_change(before, after)}"
-        else:
-            text += f"On the {self.images['new']} val images that the share was chosen on, mAP "
-            text += _change(stay.new.map, taken.new)
-        for name, figure in taken.retained.items():
-            text += f"; on {name} {_change(stay.retained[name].map, figure)}"
-        return f"{text}."
-
-    def __str__(self) -> str:
-        """A table of the shares, one of what moved, and the verdict."""
-        lines = [f"origin: {self.origin}", ""]
-        lines += _columns(self.tried, self.share)
-        lines += ["", f"{'':<34}{'tensors':>8}{'distance to the origin':>26}"]
-        for part in self.parts:
-            lines.append(f"{part.name:<34}{part.tensors:>8}{part.before:>15.4f} ->{part.after:>8.4f}")
-        for reason, count in Counter(each.reason for each in self.stayed).items():
-            lines.append(f"{'unchanged':<34}{count:>8}   {reason}")
-        lines += ["", *(f"warning: {warning}" for warning in self.warnings), self.verdict]
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON, under the one key `toward`; what was not measured is None."""
-        unused = None
-        if self.unused is not None:
-            unused = {"images": self.unused_images, "map_before": self.unused[0], **self.unused[1].to_dict()}
-        return {
-            "toward": {
-                "share": self.share,
-                "reason": self.reason,
-                "tried": [trial.to_dict() for trial in self.tried],
-                "moved": [asdict(each) for each in self.moved],
-                "stayed": [asdict(each) for each in self.stayed],
-                "parts": [asdict(part) for part in self.parts],
-                "origin": self.origin,
-                "images": self.images,
-                "unused": unused,
-                "retain_drop": self.retain_drop,
-                "precision": self.precision,
-                "warnings": list(self.warnings),
-                "verdict": self.verdict,
-            }
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON; the file appears whole or not at all."""
-        with written_whole(Path(path)) as temporary:
-            temporary.write_text(json.dumps(_finite(self.to_dict()), indent=2), encoding="utf-8")
-
-
-Judge = Callable[[], Mapping[str, Judged]]
+Judging = Callable[[], Mapping[str, Judged]]
 
 
 def move_toward_(
     line: Line,
-    judge: Judge,
+    judge: Judging,
     *,
     shares: Sequence[float] = SHARES,
     retain_drop: float | None = None,
@@ -363,10 +193,10 @@ def move_toward_(
         if share != 1:
             weights.write_(line.values(share))
     after = line.distances()
-    moved = [Moved(name, before[name], after[name]) for name in line.tensors] if share != 1 else []
+    moved = [MovedTensor(name, before[name], after[name]) for name in line.tensors] if share != 1 else []
     stayed = [*line.stayed]
     if share == 1:
-        stayed += [Stayed(name, "staying is best", before[name]) for name in line.tensors]
+        stayed += [StayedTensor(name, "staying is best", before[name]) for name in line.tensors]
     stay, taken = (next(iter(judged[each].values())) for each in (1.0, share))
     unused = None
     if stay.unused is not None and taken.unused is not None:
@@ -557,12 +387,12 @@ def _retains(judged: Mapping[float, Mapping[str, Judged]], share: float, drop: f
     )
 
 
-def _trial(share: float, distance: float, judged: Mapping[str, Judged], stay: Mapping[str, Judged]) -> Trial:
+def _trial(share: float, distance: float, judged: Mapping[str, Judged], stay: Mapping[str, Judged]) -> ShareTrial:
     figures = [
         Figure(each.result.map, None if share == 1 else _gain(stay[name].result, each.result), each.loss)
         for name, each in judged.items()
     ]
-    return Trial(share, distance, figures[0], dict(zip([*judged][1:], figures[1:])))
+    return ShareTrial(share, distance, figures[0], dict(zip([*judged][1:], figures[1:])))
 
 
 def _warnings(judged: Mapping[float, Mapping[str, Judged]], share: float, line: Line) -> Iterator[str]:
@@ -578,43 +408,3 @@ def _warnings(judged: Mapping[float, Mapping[str, Judged]], share: float, line: 
         yield "a part of the model has no counterpart in the origin and stays as trained: see what is unchanged"
     elif judged[0.0][new].result.map > judged[share][new].result.map:
         yield "the origin itself does better on the val images than what was taken: did this training teach anything?"
-
-
-def _change(before: float, figure: Figure) -> str:
-    """`0.4790 -> 0.5510 (+0.0720 [+0.0430, +0.0940])`."""
-    text = f"{before:.4f} -> {figure.map:.4f}"
-    gain = figure.gain
-    return text if gain is None else f"{text} ({gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}])"
-
-
-def _columns(tried: Sequence[Trial], taken: float) -> Iterator[str]:
-    """The table of the shares: figures on the new data, then mAP and gain on each retained set."""
-    names = list(tried[0].retained)
-    head = f"{'share':>6}{'distance':>10}{'loss':>9}{'val mAP':>9}  {'gain [95%]':<27}"
-    head += "".join(f"{_short(name):>19}  {'gain [95%]':<27}" for name in names)
-    yield head.rstrip()
-    yield "-" * len(head.rstrip())
-    for trial in tried:
-        loss = "-" if trial.new.loss is None else f"{trial.new.loss:.4f}"
-        row = f"{trial.share:>6g}{trial.distance:>10.4f}{loss:>9}{trial.new.map:>9.4f}  {_interval(trial.new):<27}"
-        row += "".join(f"{each.map:>19.4f}  {_interval(each):<27}" for each in trial.retained.values())
-        yield row.rstrip() + ("  <- taken" if trial.share == taken else "")
-
-
-def _short(name: str) -> str:
-    """The end of a long name."""
-    return name if len(name) <= 18 else f"...{name[-15:]}"
-
-
-def _interval(figure: Figure) -> str:
-    gain = figure.gain
-    return "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -12,7 +12,7 @@ from ultralytics import YOLO
 from yolo_os import SOS, shift_
 from yolo_os.errors import UserError
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.toward import TowardReport
+from yolo_os.toward_report import TowardReport
 
 # Steps so large that the training forgets what its start knew, so that going back must help.
 RUINOUS = {"lr0": 0.02, "epochs": 2, "momentum": 0.0, "weight_decay": 0.0}

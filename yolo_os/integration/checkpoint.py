@@ -75,7 +75,7 @@ def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -
         UserError: if there is no such file, it is no checkpoint, or it holds something that is not let through.
     """
     with guarded(trust):
-        contents = read_contents(path, trust or written_here(path))
+        contents = read_contents(path, trust or written_here(path), key)
     stored = model_in(contents)
     try:
         model = copy.deepcopy(stored).float().eval()

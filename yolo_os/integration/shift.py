@@ -18,7 +18,8 @@ from yolo_os.recipe import Given, ShiftRecipe
 from yolo_os.report import ShiftReport
 from yolo_os.shift import shift_batches_
 from yolo_os.shifter import check_finite, plan
-from yolo_os.toward import Origin, TowardReport
+from yolo_os.toward import Origin
+from yolo_os.toward_report import TowardReport
 
 
 def shift_(

@@ -24,12 +24,12 @@ from yolo_os.toward import (
     SHARES,
     Judged,
     Origin,
-    TowardReport,
     check_shares,
     line_to,
     move_toward_,
     named_tensors,
 )
+from yolo_os.toward_report import TowardReport
 
 # Val is halved where each half has as many images: one to choose the share, one for a figure that no choice has seen.
 ENOUGH = 200

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from yolo_os.evaluation.bootstrap import Difference
     from yolo_os.evaluation.voc import VOCResult
-    from yolo_os.toward import TowardReport
+    from yolo_os.toward_report import TowardReport
 
 TRAIN_IMAGES = 60
 SIDES = ("old", "new")

@@ -6,12 +6,11 @@ the weights that the fine-tuning started from.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_os.files import RUN_KEYS, run_folder, written_whole
+from yolo_os.files import RUN_KEYS, run_folder, write_json
 from yolo_os.modes.camera import Met, meet_new_camera
 from yolo_os.resources import resource
 from yolo_os.settings import Key
@@ -142,5 +141,4 @@ def _save(before: VOCResult, rows: list[_Row], met: Met | None, path: Path) -> N
         "verdict": _sentence(rows),
         "camera": None if met is None else met.to_dict(),
     }
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_json(path, content)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
-from yolo_os.modes.shift import DATA_KEYS, MODEL_KEYS
+from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, run_folder, write_json
+from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS
 from yolo_os.settings import Key
 
 if TYPE_CHECKING:
@@ -42,10 +40,7 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Inspect as the keys say; the exit code."""
-    if options["json"]:
-        check_writable(Path(options["json"]))
-        if Path(options["json"]).exists() and Path(options["json"]).resolve() == Path(options["model"]).resolve():
-            raise UserError(f"json={options['json']} is the model itself: choose another name")
+    check_outputs({"json": options["json"]}, {"model": options["model"], "data": options["data"]})
     check_folder("inspect", options)
     from yolo_os.heads import find_head
 
@@ -67,15 +62,8 @@ def run(options: dict[str, Any]) -> int:
     if options["json"]:
         entries = [{key: value for key, value in vars(layer).items() if key in _JSON_FIELDS} for layer in layers]
         refused = [{"name": layer.name, "role": layer.role, "refused": layer.refused} for layer in head.refused]
-        with written_whole(Path(options["json"])) as temporary:
-            content = {
-                "model": options["model"],
-                "head": head.kind,
-                "layers": entries,
-                "refused": refused,
-                "shifts": shifts,
-            }
-            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        content = {"model": options["model"], "head": head.kind, "layers": entries, "refused": refused}
+        write_json(as_path(options["json"]), content | {"shifts": shifts})
     return 0
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os._version import __version__
-from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder
+from yolo_os.files import RUN_KEYS, run_folder
+from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS, checkpoint_paths
 from yolo_os.modes.toward import TOWARD_KEYS, is_toward, shift_toward_checkpoint
 from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused, with_implied_method
 from yolo_os.settings import Key
@@ -15,22 +15,6 @@ from yolo_os.settings import Key
 if TYPE_CHECKING:
     from yolo_os.report import ShiftReport
 
-MODEL_KEYS = (
-    Key("model", (str,), None, "the checkpoint (.pt); it is never changed", required=True),
-    Key(
-        "trust",
-        (bool,),
-        False,
-        "unpickle a checkpoint with classes of neither torch nor Ultralytics, its code included",
-    ),
-)
-DATA_KEYS = (
-    Key("split", (str,), "train", "split of the data that the images are drawn from", choices=("train", "val", "test")),
-    Key("imgsz", (int, type(None)), None, "image size in pixels; None: that of the model's training", minimum=32),
-    Key("batch", (int,), 16, "images per batch", minimum=1),
-    Key("device", (str,), "", "cpu, 0, cuda:0, mps; a GPU where there is one if not given"),
-    Key("workers", (int,), 0, "loader processes", minimum=0),
-)
 KEYS = (
     *MODEL_KEYS,
     Key("data", (str,), None, "data set YAML, its shipped name, or a VOCdevkit folder", required=True),
@@ -68,20 +52,7 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
         UserError: for bad input, before anything is written.
     """
     recipe = recipe_from(options)
-    source = Path(options["model"])
-    if source.is_dir():
-        raise UserError(f"model={source}: it is a folder; give the checkpoint's file")
-    out = Path(options["out"]) if options["out"] else source.with_name(f"{source.stem}-os.pt")
-    if out.suffix != ".pt":
-        raise UserError(f"out={out}: takes a name that ends in .pt, so that YOLO() opens it")
-    outputs = [("out", out), *([("json", Path(options["json"]))] if options["json"] else [])]
-    for key, path in outputs:
-        check_writable(path)
-        if source.exists() and path.exists() and path.samefile(source):
-            raise UserError(f"{key}={path} is the model itself: the input is never changed, choose another name")
-    if len({path.resolve() for _, path in outputs}) < len(outputs):
-        raise UserError(f"out= and json= name one file, {out}")
-    check_folder("shift", options)
+    source, out = checkpoint_paths(options, "-os")
 
     from yolo_os.distributed import process_group
 

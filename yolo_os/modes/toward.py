@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_os._version import __version__
 from yolo_os.errors import UserError
-from yolo_os.files import check_folder, check_writable, run_folder, written_whole
+from yolo_os.files import run_folder
+from yolo_os.modes.common import checkpoint_paths
 from yolo_os.settings import Key, listed
 
 if TYPE_CHECKING:
-    from yolo_os.toward import TowardReport
+    from yolo_os.toward_report import TowardReport
 
 # What `yolo-os shift` takes besides its other keys.
 TOWARD_KEYS = (
@@ -68,12 +69,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
     Raises:
         UserError: for bad input, before anything is written.
     """
-    source = Path(options["model"])
-    if source.is_dir():
-        raise UserError(f"model={source}: it is a folder; give the checkpoint's file")
-    out = Path(options["out"]) if options["out"] else source.with_name(f"{source.stem}-toward.pt")
-    if out.suffix != ".pt":
-        raise UserError(f"out={out}: takes a name that ends in .pt, so that YOLO() opens it")
+    source, out = checkpoint_paths(options, "-toward")
     if options["retain_drop"] is not None and options["retain"] is None:
         raise UserError(f"retain_drop={options['retain_drop']:g}: says nothing without retain=, the data it is for")
     shares = _numbers(options["shares"])
@@ -81,17 +77,6 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a shift with toward= judges in one process: start it without torchrun")
     toward = options["toward"]
-    inputs = {"model": source, **({"toward": Path(toward)} if isinstance(toward, str) else {})}
-    outputs = {"out": out, **({"json": Path(options["json"])} if options["json"] else {})}
-    for key, path in outputs.items():
-        check_writable(path)
-        for name, file in inputs.items():
-            if file.exists() and path.exists() and path.samefile(file):
-                what = "the model itself" if name == "model" else f"{name}= itself"
-                raise UserError(f"{key}={path} is {what}: the input is never changed, choose another name")
-    if len({path.resolve() for path in outputs.values()}) < len(outputs):
-        raise UserError(f"out= and json= name one file, {out}")
-    check_folder("shift", options)
 
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted
     from yolo_os.integration.runtime import choose_device, progress_bar
@@ -115,8 +100,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
         progress=progress_bar,
     )
     record = toward_record(checkpoint, report, __version__, data=str(options["data"]), retain=retain)
-    with written_whole(out) as temporary:
-        save_shifted(checkpoint, model, record, temporary)
+    save_shifted(checkpoint, model, record, out)
     folder = run_folder("shift", options)
     settings = f"model={source} toward={origin.source} data={options['data']} retain={','.join(retain)} out={out}"
     (folder / "shift.log").write_text(f"{settings}\n\n{report}\n", encoding="utf-8")
