@@ -26,9 +26,7 @@ same command goes on after an interruption. finetune-DATA.json and finetune-DATA
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import shutil
 import sys
 import time
@@ -36,20 +34,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import DETECTOR, DEVKIT, PLAIN, evaluate_group, find, groups_of, keep_ultralytics_here, squared_norm
 
-import yolo_os
-from yolo_os.evaluation.dataset import make_dataset
+from yolo_os import SOS
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head, last_module
-from yolo_os.resources import resource
-from yolo_os.voc import bootstrap, evaluate_voc, read_devkit
+from yolo_os.plots.style import new_figure, save_figure
+from yolo_os.training.log import read_rows, shifts_in
+from yolo_os.voc import Detections, bootstrap, make_dataset, read_devkit
 
-SOLID = ("car", "person", "cat", "train", "bus")  # the classes with solid counts in the VOC images at hand
 PALETTE = ("#000000", "#56B4E9", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom, from 1
 # What the digits' run takes over from the training of the embedded detector (data/train_detector.py).
 SCHEDULE = ("batch", "nbs", "optimizer", "lr0", "lrf", "weight_decay", "cls")
 AUGMENTATION = ("mosaic", "scale", "degrees", "translate", "fliplr", "hsv_h", "hsv_s", "hsv_v")
+COLUMNS = ("image", "class_index", "box", "score")  # of detections, in their files
 VOC_TRAINING = {"batch": 16, "nbs": 16, "optimizer": "AdamW", "lr0": 0.001, "lrf": 0.01, "weight_decay": 0.0005}
 
 
@@ -71,11 +70,7 @@ def jitter(model, size=1e-4, start=0.7):
 def shifting(recipe=None, **schedule):
     """What attaches an SOS, with a recipe that comes with the package and settings of its schedule, to a YOLO."""
 
-    def attach(model):
-        given = {} if recipe is None else {"recipe": yolo_os.ShiftRecipe.from_yaml(recipe)}
-        yolo_os.SOS(**given, **schedule).attach(model)
-
-    return attach
+    return lambda model: SOS(recipe, **schedule).attach(model)
 
 
 # Name: what is done to the YOLO before it is trained.
@@ -94,8 +89,7 @@ class Digits:
     imgsz, epochs, seeds = 160, 25, (0, 1, 2)
 
     def __init__(self, folder, shared):
-        self.devkit = resource("data/digits/VOCdevkit")
-        self.weights = resource("data/digits/detector.pt")
+        self.devkit, self.weights = DEVKIT, DETECTOR
 
     def training(self, epochs):
         """Settings of the training."""
@@ -153,10 +147,6 @@ def reset_head(model, seed):
     head.bias_init()
 
 
-def squared_norm(model):
-    return sum(float(layer.matrix.double().square().sum()) for layer in find_head(model).layers)
-
-
 def train(name, seed, data, dataset, epochs, device, folder, note=None, **settings):
     """Train one variant into a folder, with a callback for each epoch; wall and CPU seconds it took."""
     from ultralytics import YOLO
@@ -173,17 +163,11 @@ def train(name, seed, data, dataset, epochs, device, folder, note=None, **settin
         imgsz=data.imgsz,
         seed=seed,
         deterministic=True,
-        device=device,
-        workers=0,
         patience=0,
-        amp=False,
-        plots=False,
-        verbose=False,
         project=str(folder.parent),
         name=folder.name,
         exist_ok=True,
-        **data.training(epochs),
-        **settings,
+        **{**PLAIN, "device": device, **data.training(epochs), **settings},
     )
     return time.perf_counter() - clock, time.process_time() - cpu
 
@@ -220,11 +204,11 @@ def run(name, seed, data, dataset, epochs, device, folder):
         "squared_norm": {},
     }
     if (folder / "shifts.csv").is_file():
-        record["shifts"] = read_csv(folder / "shifts.csv")
+        record["shifts"] = read_rows(folder / "shifts.csv")
     final = folder / "os" / "best" / "report.json"
     if final.is_file():
         report = json.loads(final.read_text(encoding="utf-8"))
-        record["final"] = {name: report[name] for name in ("recipe", "norm_ratio", "loss_before", "loss_after")}
+        record["final"] = {name: report[name] for name in ("recipe", "keep", "loss_before", "loss_after")}
     for file in ("best-unshifted", "best"):
         path = folder / "weights" / f"{file}.pt"
         if path.is_file():
@@ -233,14 +217,9 @@ def run(name, seed, data, dataset, epochs, device, folder):
         temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
-
-
 def read_curves(path):
     """Training loss with all its terms, and Ultralytics' mAP50 of val, by epoch."""
-    rows = read_csv(path)
+    rows = read_rows(path)
     return {
         "loss": [sum(float(value) for key, value in row.items() if key.startswith("train/")) for row in rows],
         "map50": [float(row["metrics/mAP50(B)"]) for row in rows],
@@ -249,49 +228,18 @@ def read_curves(path):
 
 def keep_detections(weights, data, dataset, device, path):
     """Write what a checkpoint finds on the test images; the squared norm of its head."""
-    from yolo_os.evaluation.detections import from_boxes
     from yolo_os.integration.checkpoint import load_checkpoint
-    from yolo_os.integration.detect import detect
 
     model = load_checkpoint(weights).model
-    truth = read_devkit(data.devkit, split="test")
-    found = detect(model, dataset, split="test", imgsz=data.imgsz, device=device)
-    boxes = from_boxes(found.boxes, found.names, truth)
+    found = find(model, dataset, read_devkit(data.devkit, split="test"), imgsz=data.imgsz, device=device)
     with written_whole(path) as temporary:
-        np.savez_compressed(
-            temporary, image=boxes.image, class_index=boxes.class_index, box=boxes.box, score=boxes.score
-        )
+        np.savez_compressed(temporary, **{name: getattr(found, name) for name in COLUMNS})
     return squared_norm(model)
 
 
-def groups_of(truth):
-    """Which classes each mean is over, the one that counts most first."""
-    counts = np.bincount(truth.class_index[~truth.difficult], minlength=len(truth.classes))
-    enough = np.flatnonzero(counts >= 5)
-    few = len(enough) < np.count_nonzero(counts)
-    groups = {f"{len(enough)} classes of 5 boxes or more" if few else "all classes": enough}
-    if set(SOLID) <= set(truth.classes):
-        groups[" ".join(SOLID)] = np.array([truth.classes.index(name) for name in SOLID])
-    return groups
-
-
-def score(truth, files, classes):
-    """VOC AP of one variant's runs: class c of the i-th seed is class c + i times the number of classes."""
-    wanted = np.isin(truth.class_index, classes)
-    number, seeds = len(truth.classes), len(files)
-    found = [np.load(file) for file in files]
-    return evaluate_voc(
-        np.tile(truth.image[wanted], seeds),
-        np.concatenate([truth.class_index[wanted] + number * seed for seed in range(seeds)]),
-        np.tile(truth.box[wanted], (seeds, 1)),
-        np.tile(truth.difficult[wanted], seeds),
-        np.concatenate([each["image"] for each in found]),
-        np.concatenate([each["class_index"] + number * seed for seed, each in enumerate(found)]),
-        np.concatenate([each["box"] for each in found]),
-        np.concatenate([each["score"] for each in found]),
-        num_classes=number * seeds,
-        images=np.arange(len(truth.images)),
-    )
+def read_detections(path, truth):
+    with np.load(path) as arrays:
+        return Detections(truth.classes, truth.images, **{name: arrays[name] for name in COLUMNS})
 
 
 def compare(result, stock, seeds):
@@ -320,9 +268,10 @@ def make_rows(runs, folder, data):
         files = [file for file in ("best-unshifted", "best") if all(file in each["squared_norm"] for each in records)]
         for file in files:
             paths = [folder / f"{name}-{each['seed']}" / f"{file}.npz" for each in records]
-            results = {group: score(truth, paths, classes) for group, classes in groups.items()}
+            found = [read_detections(path, truth) for path in paths]
+            results = {group: evaluate_group(truth, found, classes) for group, classes in groups.items()}
             stock = stock or results
-            whole = score(truth, paths, np.arange(len(truth.classes)))
+            whole = evaluate_group(truth, found, range(len(truth.classes)))
             ap = whole.ap.reshape(len(records), -1).mean(axis=0)
             label = {"best-unshifted": ", as trained"}.get(file, ", then shifted" if len(files) > 1 else "")
             rows.append(
@@ -343,9 +292,10 @@ def make_rows(runs, folder, data):
 
 
 def count_shifts(rows):
-    """How many shifts of a training stand and were taken back, of the lines of its shifts.csv."""
-    steps = {row["step"]: row["taken_back"] == "1" for row in rows if row["taken_back"] == "1" or not row["note"]}
-    return len(steps) - sum(steps.values()), sum(steps.values())
+    """How many shifts of a training stand and were reverted, of the lines of its shifts.csv."""
+    made = shifts_in(rows)
+    reverted = sum(row["reverted"] == "1" for row in made)
+    return len(made) - reverted, reverted
 
 
 def norm_of(record, file):
@@ -370,7 +320,7 @@ def table(rows, seeds):
         head += [f"mAP10, {group}", "change to stock [images]"] + (["[images and seeds]"] if seeds > 1 else [])
     if seeds > 1:
         head.append("change of each seed")
-    head += ["shifts in training (taken back), all seeds", "head's squared norm / stock's"]
+    head += ["shifts in training (reverted), all seeds", "head's squared norm / stock's"]
     head += ["training time / stock's (CPU)"]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
@@ -385,8 +335,8 @@ def table(rows, seeds):
         if seeds > 1:
             gain = row["groups"][groups[0]].get("gain")
             cells.append(" ".join(f"{value:+.4f}" for value in gain["by_seed"]) if gain else "")
-        made, taken_back = np.sum(row["shifts"], axis=0).tolist()
-        cells.append(f"{made} ({taken_back})" if made or taken_back else "")
+        made, reverted = np.sum(row["shifts"], axis=0).tolist()
+        cells.append(f"{made} ({reverted})" if made or reverted else "")
         cells += [f"{row['squared_norm']:.3f}", f"{row['seconds']:.2f} ({row['cpu_seconds']:.2f})"]
         yield f"| {' | '.join(cells)} |"
 
@@ -412,14 +362,10 @@ def headline(rows, seeds):
 
 def draw(runs, rows, path, title):
     """The picture: curves over the epochs, and the changes on the test images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(VARIANTS)}
-    figure = Figure(figsize=(11, 7.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    (loss, validation), (norm, change) = figure.subplots(2, 2)
+    figure, ((loss, validation), (norm, change)) = new_figure(2, 2, (11, 7.6), grid="both")
     curves = (
         (loss, "loss", "training loss, all terms"),
         (validation, "map50", "mAP50 of val, as Ultralytics has it"),
@@ -477,23 +423,8 @@ def draw(runs, rows, path, title):
     change.set_xlabel(f"change of test mAP10 to stock, points\n({group}; log scale beyond 1)")
     how = "bar: 95 % over images; dotted: and seeds; ticks: each seed" if several else "bar: 95 % over images; one seed"
     change.set_title(how, fontsize=9)
-    for axis in (loss, validation, norm, change):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
     figure.suptitle(title, fontsize=12)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def keep_settings_here(folder):
-    """Keep Ultralytics from writing to the user's folder and from looking for anything on the network."""
-    (folder / "Ultralytics").mkdir(parents=True, exist_ok=True)
-    os.environ["YOLO_CONFIG_DIR"] = str(folder)
-    os.environ["YOLO_OFFLINE"] = "true"
-    from ultralytics.utils import LOGGER
-
-    LOGGER.setLevel("WARNING")
+    save_figure(figure, path)
 
 
 def main():
@@ -518,7 +449,7 @@ def main():
     if options.quick:
         seeds, epochs = seeds[:1], 1
     names = [name for name in VARIANTS if name == "stock" or name in options.variants.split(",")]
-    keep_settings_here(out / "settings")
+    keep_ultralytics_here(out / "settings")
     folder = out / f"{options.data}-{epochs}-epochs"
     folder.mkdir(parents=True, exist_ok=True)
     data = kind(folder, options.shared)

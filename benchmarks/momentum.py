@@ -13,84 +13,57 @@ training loss of the last epoch, and the head's norm and the validation loss at 
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import tempfile
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-DIGITS = ROOT / "data" / "digits"
+from common import DETECTOR, digits_training, keep_ultralytics_here
+
 CHOICES = ("left", "projected", "cleared")
 BUFFERS = ("momentum_buffer", "exp_avg")
+
+
+def taking(choice: str, holder: dict[str, Any]) -> Any:
+    """`Shifter._take_`, the one place where a shift that was judged is written, with momentum treated as well."""
+    from yolo_os.linalg import in_float64
+    from yolo_os.shifter import Shifter
+
+    take_ = Shifter._take_
+
+    def take_both(self: Shifter, candidate: Any, values: Any) -> None:
+        take_(self, candidate, values)
+        for layer in self.layers:
+            state = holder["optimizer"].state.get(layer.module.weight, {})
+            for name in BUFFERS:
+                if name in state and layer.name in candidate.moves and choice != "left":
+                    old = state[name].flatten(1).T
+                    new = candidate.moves[layer.name](in_float64(old))[0] if choice == "projected" else old * 0
+                    state[name].copy_(new.T.reshape(state[name].shape).to(old.dtype))
+
+    return take_both
 
 
 def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, float]:
     from ultralytics import YOLO
 
-    from yolo_os import SOS, ShiftRecipe
-    from yolo_os.evaluation.dataset import dataset_for
-    from yolo_os.integration.data import class_names_of
-    from yolo_os.linalg import in_float64
-    from yolo_os.training.step import StepShift
+    from yolo_os import SOS
+    from yolo_os.shifter import Shifter
+    from yolo_os.training.log import read_rows
 
-    model = YOLO(str(DIGITS / "detector.pt"))
-    data = dataset_for(DIGITS / "VOCdevkit", classes=class_names_of(model.model))
+    model = YOLO(str(DETECTOR))
     holder: dict[str, Any] = {}
     model.add_callback("on_train_start", lambda trainer: holder.update(optimizer=trainer.optimizer))
-    write = StepShift._write
-
-    def write_both(self: StepShift, solutions: Mapping[str, Any]) -> None:
-        write(self, solutions)
-        if holder.get("trial") or choice == "left":
-            return
-        for layer in self.layers:
-            state = holder["optimizer"].state.get(layer.module.weight, {})
-            for name in BUFFERS:
-                if name in state and layer.name in solutions:
-                    old = state[name].flatten(1).T
-                    new = solutions[layer.name].move(in_float64(old))[0] if choice == "projected" else old * 0
-                    state[name].copy_(new.T.reshape(state[name].shape).to(old.dtype))
-
-    judge = StepShift._loss_with
-
-    def judge_apart(self: StepShift, solutions: Mapping[str, Any]) -> float:
-        holder["trial"] = True  # what is written for a look at the loss is put back
-        try:
-            return judge(self, solutions)
-        finally:
-            holder["trial"] = False
-
-    StepShift._write, StepShift._loss_with = write_both, judge_apart  # type: ignore[method-assign]
-    try:
-        SOS(ShiftRecipe(keep=0.9), every=10, start=0.0, final=None).attach(model)
-        model.train(
-            data=str(data),
-            imgsz=160,
-            batch=16,
-            nbs=16,
-            epochs=epochs,
-            optimizer=optimizer,
-            lr0=0.001 if optimizer == "AdamW" else 0.01,
-            fliplr=0.0,
-            warmup_epochs=0,
-            device="cpu",
-            workers=0,
-            amp=False,
-            plots=False,
-            verbose=False,
-            seed=0,
-            project=str(work),
-            name=f"{optimizer}-{choice}",
-        )
-    finally:
-        StepShift._write, StepShift._loss_with = write, judge  # type: ignore[method-assign]
+    SOS(every=10, start=0.0, final=None).attach(model)
+    rate = 0.001 if optimizer == "AdamW" else 0.01
+    run = {"epochs": epochs, "seed": 0, "project": str(work), "name": f"{optimizer}-{choice}"}
+    with mock.patch.object(Shifter, "_take_", taking(choice, holder)):
+        model.train(optimizer=optimizer, lr0=rate, **run, **digits_training())
     folder = Path(model.trainer.save_dir)
-    results = list(csv.DictReader((folder / "results.csv").open(), skipinitialspace=True))[-1]
+    results = read_rows(folder / "results.csv")[-1]
     by_step: dict[int, list[float]] = {}
-    for row in csv.DictReader((folder / "shifts.csv").open()):
+    for row in read_rows(folder / "shifts.csv"):
         sums = by_step.setdefault(int(row["step"]), [0.0, 0.0])
         sums[0] += float(row["norm_before"]) ** 2
         sums[1] += float(row["norm_after"]) ** 2
@@ -105,18 +78,15 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Momentum along the directions that a shift removes.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="momentum-") as temporary:
-        os.environ["YOLO_CONFIG_DIR"] = temporary
-        os.environ["YOLO_OFFLINE"] = "true"
+        keep_ultralytics_here(Path(temporary))
         import torch
-        from ultralytics.utils import LOGGER
 
         torch.set_num_threads(args.threads)
-        LOGGER.setLevel("ERROR")
         print("| optimizer | momentum | norm before the next shift | training loss | val loss | norm at the end |")
         print("| --- | --- | --- | --- | --- | --- |")
         for optimizer in ("SGD", "AdamW"):

@@ -12,51 +12,45 @@ from __future__ import annotations
 import argparse
 import copy
 
+from common import DETECTOR, DEVKIT, find
+
 from yolo_os import ShiftRecipe, shift_
-from yolo_os.evaluation.annotations import read_devkit
-from yolo_os.evaluation.bootstrap import bootstrap
-from yolo_os.evaluation.detections import evaluate_detections, from_boxes
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
-from yolo_os.integration.detect import detect
-from yolo_os.resources import resource
+from yolo_os.voc import bootstrap, evaluate_detections, read_devkit
 
 SHARES = (0.25, 0.5, 0.625, 0.75, 0.875, 0.95)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(resource("data/digits/detector.pt")))
-    parser.add_argument("--data", default=str(resource("data/digits/VOCdevkit")))
+    parser.add_argument("--model", default=str(DETECTOR))
+    parser.add_argument("--data", default=str(DEVKIT))
     parser.add_argument("--images", type=int, default=225)
     parser.add_argument("--held-out", type=int, default=75)
     options = parser.parse_args()
 
     checkpoint = load_checkpoint(options.model)
-    recipe = ShiftRecipe(images=options.images, held_out=options.held_out)
+    recipe = ShiftRecipe(method="sos", images=options.images, held_out=options.held_out)
     used, unused = calibration_batches(checkpoint.model, options.data, recipe)
-    names = list(checkpoint.model.names.values())
-    truth = read_devkit(options.data, split="test", classes=names)
+    truth = read_devkit(options.data, split="test", classes=list(checkpoint.model.names.values()))
 
     def score(model):
-        found = detect(model, options.data, imgsz=checkpoint.imgsz)
-        return evaluate_detections(truth, from_boxes(found.boxes, found.names, truth))
+        return evaluate_detections(truth, find(model, options.data, truth, imgsz=checkpoint.imgsz))
 
     before = score(checkpoint.model)
-    print("| sampling | rows | squared norm kept | held-out drift (median) | held-out loss | VOC mAP | change [95 %] |")
+    print("| sampling | rows | keep | held-out drift (median) | held-out loss | VOC mAP | change [95 %] |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     print(f"| none | | 1 | 0 | | {before.map:.4f} | |")
     for sampling in ("uniform", "foreground", "balanced"):
         for share in SHARES:
             model = copy.deepcopy(checkpoint.model)
-            report = shift_(
-                model, used, recipe.replace(method="sos", samples=share, sampling=sampling), held_out=unused
-            )
+            report = shift_(model, used, recipe.replace(samples=share, sampling=sampling), held_out=unused)
             drift = sorted(layer.drift for layer in report.layers)[len(report.layers) // 2]
             after = score(model)
             gain = bootstrap(before, after).map
             print(
-                f"| {sampling} | {share:g} m | {report.norm_ratio**2:.3f} | {drift:.3f} | {report.loss.rise:+.1%} "
+                f"| {sampling} | {share:g} m | {report.keep:.3f} | {drift:.3f} | {report.loss.rise:+.1%} "
                 f"| {after.map:.4f} | {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] |",
                 flush=True,
             )

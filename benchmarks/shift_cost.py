@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import torch
+from common import DETECTOR, DEVKIT
 
 from yolo_os.forward import eval_mode, run_pass
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.runtime import choose_device
-from yolo_os.methods import METHODS
+from yolo_os.loss import gains_of
+from yolo_os.methods import REGISTRY
 from yolo_os.recipe import ShiftRecipe
-from yolo_os.resources import resource
+from yolo_os.shift import silent
+from yolo_os.shifter import Shifter, plan
 from yolo_os.timing import Clock
 
 
@@ -37,21 +39,10 @@ class Images:
         return ({"img": batch["img"]} for batch in self.batches)
 
 
-def seconds(function, device):
-    """How long one call takes, with the device's work done at both ends."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(resource("data/digits/detector.pt")))
-    parser.add_argument("--data", default=str(resource("data/digits/VOCdevkit")))
+    parser.add_argument("--model", default=str(DETECTOR))
+    parser.add_argument("--data", default=str(DEVKIT))
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--imgsz", type=int)
     parser.add_argument("--batch", type=int, default=16)
@@ -72,29 +63,34 @@ def main():
                 predictions = model(batch["img"].to(device).to(next(model.parameters()).dtype) / 255)
         del predictions  # kept until the next batch has its own, as in a pass
 
-    def shifting(method):
-        collectors = {layer.name: method.collector(layer, recipe, {}) for layer in head.layers}
-        run_pass(model, batches, head, collectors, Clock(device), lambda batches, _: batches, "")
-        spent = time.perf_counter()
-        used = [layer for layer in head.layers if method.refusal(layer, recipe) is None]
-        method.solve([(layer, collectors[layer.name]) for layer in used], recipe, None)
-        solves.append(time.perf_counter() - spent)
+    def shift(chosen, clock):
+        shifter = Shifter(head, chosen, gains_of(model, head), plan(head, chosen))
+        before = {name: tensor.clone() for name, tensor in shifter.weights.tensors.items()}
+        run_pass(model, batches, Clock(device), silent, "", shifter.statistics)
+        with clock("solve"):
+            shifter.shift_(None)
+        shifter.weights.write_(before)
 
     plain()
     with_loss = Clock(device)
-    run_pass(model, labelled, head, {}, with_loss, lambda batches, _: batches, "")
+    run_pass(model, labelled, with_loss, silent, "")
     phases = ", ".join(f"{phase} {spent:.2f}" for phase, spent in with_loss.seconds().items())
     print(f"{labelled.images} images, batches of {options.batch}, {device}; a pass with the loss, seconds: {phases}")
-    for name, method in METHODS.items():
-        solves: list[float] = []
-        pairs = [
-            (seconds(plain, device), seconds(lambda m=method: shifting(m), device)) for _ in range(options.repeats)
-        ]
-        ratios = [with_shift / without for without, with_shift in pairs]
-        share = statistics.median(solve / pair[1] for solve, pair in zip(solves, pairs))
+    for method in REGISTRY:
+        pairs = []
+        for _ in range(options.repeats):
+            clock = Clock(device)
+            with clock("plain"):
+                plain()
+            with clock("shift"):
+                shift(recipe.replace(method=method), clock)
+            pairs.append(clock.seconds())
+        ratios = [pair["shift"] / pair["plain"] for pair in pairs]
+        share = statistics.median(pair["solve"] / pair["shift"] for pair in pairs)
         print(
-            f"{name:<8} capture and solve / plain forwards: median {statistics.median(ratios):.3f} "
-            f"(min {min(ratios):.3f}, max {max(ratios):.3f}); solve {share:.2%} of it"
+            f"{method:<8} capture and solve / plain forwards: median {statistics.median(ratios):.3f} "
+            f"(min {min(ratios):.3f}, max {max(ratios):.3f}); solve {share:.2%} of it",
+            flush=True,
         )
 
 

@@ -94,18 +94,28 @@ def write_devkit(folder, images, sets, year="2007", pictures=True):
         (root / name).mkdir(parents=True, exist_ok=True)
     for stem, content in images.items():
         text = content if isinstance(content, str) else xml(content)
-        (root / "Annotations" / f"{stem}.xml").write_text(text)
+        for name in ("Annotations", "JPEGImages"):
+            (root / name / stem).parent.mkdir(exist_ok=True)  # an id may hold folders
+        (root / "Annotations" / f"{stem}.xml").write_text(text, encoding="utf-8")
         if pictures:
             write_picture(root / "JPEGImages" / f"{stem}.jpg")
     for name, ids in sets.items():
-        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in ids))
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in ids), encoding="utf-8")
     return folder
 
 
-def write_picture(path, size=(100, 80)):
+def write_picture(path, size=(100, 80), orientation=None):
+    """An image file of one colour; `orientation` is what its EXIF says of how it is turned."""
     import cv2
 
     cv2.imwrite(str(path), np.full((size[1], size[0], 3), 90, np.uint8))
+    if orientation:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.save(path, exif=exif)
 
 
 def comp4(folder, **files):
@@ -113,3 +123,56 @@ def comp4(folder, **files):
     for name, lines in files.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def layer_of(role="cls", m=6, n=3, name="cv3.0", group="0", seed=0, shift=-3.0, bias=True):
+    """A prediction layer; `shift` is added to its biases, which for classes says how much it sees of objects."""
+    import torch
+    from torch import nn
+
+    from yolo_os.heads import PredictionLayer
+
+    torch.manual_seed(seed)
+    module = nn.Conv2d(m, n, 1, bias=bias)
+    if bias:
+        module.bias.data += shift
+    bins = n // 4 if role == "box" and n > 4 else 0
+    return PredictionLayer(name, role, module, int(group[-1]), 8.0, group, bins)
+
+
+def batch_of(layer, images=2, points=40, seed=0, scorer=None):
+    """Features, outputs and anchor points of one batch, numbered by its seed; the scores are those of a scorer."""
+    import torch
+
+    from yolo_os.statistics import Anchors
+
+    generator = torch.Generator().manual_seed(seed + 100)
+    features = torch.randn(images, layer.in_features, points, generator=generator) + 1
+
+    def outputs_of(module):
+        return module(features[..., None]).detach()[..., 0]
+
+    return features, outputs_of(layer.module), Anchors(outputs_of((scorer or layer).module), batch=seed)
+
+
+def digits_subset(folder, digits, **counts):
+    """A data.yaml of its own with the first images of splits of the embedded devkit; returns its path."""
+    import shutil
+
+    import yaml
+
+    from yolo_os.conversion.dataset import dataset_for
+
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    source = dataset_for(digits, classes=names).parent
+    for split, count in counts.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for image in sorted((source / "images" / f"{split}2007").iterdir())[:count]:
+            label = source / "labels" / f"{split}2007" / f"{image.stem}.txt"
+            shutil.copy(image.resolve(), folder / "images" / split / image.name)
+            if label.exists():
+                shutil.copy(label, folder / "labels" / split / label.name)
+    described = {"path": str(folder), **{split: f"images/{split}" for split in counts}, "names": list(names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump({"val": described.get("train"), **described}))
+    return folder / "data.yaml"

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from builders import write_devkit
 
+from yolo_os.conversion.dataset import make_dataset
 from yolo_os.errors import UserError
-from yolo_os.evaluation.dataset import make_dataset
 from yolo_os.files import (
     as_path,
     check_folder,

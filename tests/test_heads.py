@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import ultralytics
+from builders import small_model
 from torch import nn
 from torch.nn.parallel import DataParallel
 from ultralytics import YOLO
@@ -154,3 +155,23 @@ def test_names_are_found_in_the_model():
     for layer in prediction_layers(model):
         tower, level = layer.name.rsplit(".", 1)
         assert layer.module is getattr(model.model[-1], tower)[int(level)][-1]
+
+
+@pytest.mark.parametrize("how", ["prune", "weight_norm", "parametrization", "old weight_norm"])
+def test_a_weight_that_is_computed_from_others_is_refused(how):
+    from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
+
+    model = small_model("yolo11n")
+    layer = model.model[-1].cv3[0][-1]
+    if how == "prune":
+        prune.l1_unstructured(layer, "weight", 0.5)
+    elif how == "weight_norm":
+        parametrizations.weight_norm(layer)
+    elif how == "old weight_norm":
+        weight_norm(layer)
+    else:
+        parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    head = find_head(model)
+    assert [each.name for each in head.refused] == ["cv3.0"]
+    assert "computed from other tensors" in head.refused[0].refused
+    assert "cv3.0" not in {each.name for each in head.layers}

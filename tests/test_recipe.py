@@ -2,13 +2,7 @@ import pytest
 import yaml
 
 from yolo_os.errors import UserError
-from yolo_os.methods import METHODS
-from yolo_os.recipe import METHODS as METHOD_NAMES
 from yolo_os.recipe import ShiftRecipe, recipe_keys
-
-
-def test_every_method_named_exists():
-    assert set(METHODS) == set(METHOD_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +98,31 @@ def test_a_mistyped_shipped_recipe_is_told_the_names(in_tmp):
 def test_keys_are_the_settings():
     assert [key.name for key in recipe_keys()] == list(ShiftRecipe().to_dict())
     assert not any(key.filled for key in recipe_keys())
+
+
+def test_the_defaults_of_a_training_stand_in_one_file(tmp_path, monkeypatch, capsys):
+    """The command line, its help and `SOS()` all follow the shipped file when it is changed."""
+    import importlib
+    from pathlib import Path
+
+    from yolo_os import SOS, recipe
+    from yolo_os.modes import train
+
+    original = recipe.resource
+    changed = yaml.safe_load(original("configs/train.yaml").read_text()) | {"keep": 0.77, "every": 5, "start": 0.25}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(changed))
+
+    def resource(name: str) -> Path:
+        return tmp_path / "train.yaml" if name == "configs/train.yaml" else original(name)
+
+    before = SOS()
+    assert (before.recipe.keep, before.schedule.every, before.schedule.start) == (0.9, "epoch", 0.7)
+    monkeypatch.setattr(recipe, "resource", resource)
+    try:
+        for sos in (SOS(), importlib.reload(train).parse(["model=x.pt", "data=y.yaml"])["sos"]):
+            assert (sos.recipe.keep, sos.schedule.every, sos.schedule.start) == (0.77, 5, 0.25)
+            assert sos.final == before.final
+        assert {key.name: key.default for key in train.KEYS}["os.keep"] == 0.77
+    finally:
+        monkeypatch.undo()
+        importlib.reload(train)

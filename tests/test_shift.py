@@ -8,9 +8,10 @@ from builders import FAMILIES, labelled_batch, small_model
 from ultralytics import YOLO
 
 from yolo_os import ShiftRecipe, prediction_layers, shift_
+from yolo_os.capture import anchors_of, as_columns, capture
 from yolo_os.errors import UserError
 from yolo_os.loss import training_loss
-from yolo_os.statistics import as_columns, capture
+from yolo_os.plots.shift import plot_report
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_every_family_is_shifted_and_otherwise_left_alone(family):
     assert isinstance(model.args, dict)
     for layer in report.layers:
         assert layer.norm_after <= layer.norm_before * (1 + 1e-6)
-        if layer.skipped:
+        if layer.unchanged:
             assert layer.norm_after == layer.norm_before
         else:
             assert layer.residual < 1e-4
@@ -99,7 +100,7 @@ def test_os_with_full_rank_moves_nothing_and_says_so(model, batches):
     report = shift_(model, batches, ShiftRecipe(method="os", layers="cv2.0"), held_out=batches[:1])
     (layer,) = (layer for layer in report.layers if layer.name == "cv2.0")
     assert layer.rank == layer.m == 64
-    assert "the weights are the only solution" in layer.skipped
+    assert "the weights are the only solution" in layer.unchanged
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert "Nothing moved" in report.verdict
     assert report.norm_ratio == 1
@@ -214,11 +215,9 @@ def test_a_loss_that_is_no_number_is_harm(model, batches):
 
 
 def test_the_guard_runs_the_whole_model_where_its_features_would_not_fit(untouched, batches, monkeypatch):
-    from yolo_os.forward import CachedHeads
-
     recipe = ShiftRecipe(keep=0.5)
     kept = shift_(copy.deepcopy(untouched), batches, recipe, held_out=batches)
-    monkeypatch.setattr(CachedHeads, "LIMIT", 100)
+    monkeypatch.setattr("yolo_os.forward.CACHE_SHARE", 1e-9)
     again = shift_(copy.deepcopy(untouched), batches, recipe, held_out=batches)
     assert again.trials[0].rise == pytest.approx(kept.trials[0].rise, abs=1e-6)
 
@@ -236,7 +235,6 @@ def test_labels_reach_the_sampling(model, batches):
 
 def test_assigned_labels_are_those_of_the_batch(model, batches):
     from yolo_os.heads import find_head
-    from yolo_os.statistics import anchors_of
 
     head, batch = find_head(model), batches[0]
     with training_loss(model) as loss, torch.no_grad(), capture(head.scorers.values()) as seen:
@@ -307,31 +305,28 @@ def test_data_that_cannot_be_used(model, batches):
         shift_(model, [{"cls": torch.zeros(1)}])
 
 
-def test_an_interruption_puts_the_weights_back(model, batches):
-    before, calls = state(model), []
+def test_an_interruption_after_the_shift_puts_the_weights_back(model, batches):
+    before, norms = state(model), []
 
-    def interrupted():
-        calls.append(float(prediction_layers(model)[0].matrix.norm()))
-        raise KeyboardInterrupt
+    def interrupted(batches, title):
+        if title == "loss after":
+            norms.append(float(prediction_layers(model)[0].matrix.norm()))
+            raise KeyboardInterrupt
+        return batches
 
     with pytest.raises(KeyboardInterrupt):
-        shift_(model, batches, reload=interrupted)
-    assert calls[0] < float(before["model.22.cv2.0.2.weight"].norm())
+        shift_(model, batches, progress=interrupted)
+    assert norms[0] < float(before["model.22.cv2.0.2.weight"].norm())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_what_is_measured_is_what_reload_returns(model, batches):
+def test_what_is_reported_is_what_a_file_of_that_precision_will_hold(model, batches):
     model.half().float()  # as read from a checkpoint, so that of the biases none is rounded anew
-    rounded = []
-
-    def half_and_back():
-        copied = copy.deepcopy(model).half().float()
-        rounded.append(copied)
-        return copied
-
-    report = shift_(model, batches, ShiftRecipe(method="sos"), reload=half_and_back)
-    norms = [float(layer.matrix.double().norm()) for layer in prediction_layers(rounded[0])]
+    report = shift_(model, batches, ShiftRecipe(method="sos"), precision=torch.float16)
+    assert report.precision == "float16"
+    read_back = copy.deepcopy(model).half().float()
+    norms = [float(layer.matrix.double().norm()) for layer in prediction_layers(read_back)]
     assert [layer.norm_after for layer in report.layers] == norms
     assert all(1e-6 < layer.residual < 1e-2 for layer in report.moved)  # rounding shows
 
@@ -368,9 +363,10 @@ def test_the_report_prints_and_saves(model, batches, tmp_path):
         assert expected in text
     report.save(tmp_path / "report.json")
     read = json.loads((tmp_path / "report.json").read_text())
-    assert read["norm_ratio"] == pytest.approx(report.norm_ratio)
+    assert read["keep"] == pytest.approx(report.keep)
+    assert read["norm_ratio"] == pytest.approx(report.keep**0.5)  # the name of before, still there
     assert read["loss_before"] == pytest.approx(report.held_out.before["total"])
-    assert read["layers"][0]["skipped"] == "not selected by layers=cls"
+    assert read["layers"][0]["unchanged"] == read["layers"][0]["skipped"] == "not selected by layers=cls"
     assert read["layers"][3].keys() >= {
         "name",
         "role",
@@ -384,7 +380,7 @@ def test_the_report_prints_and_saves(model, batches, tmp_path):
     }
     before = math.hypot(*(layer["norm_before"] for layer in read["layers"]))
     assert read["norm_ratio"] == pytest.approx(math.hypot(*(layer["norm_after"] for layer in read["layers"])) / before)
-    for path in report.plot(tmp_path):
+    for path in plot_report(report, tmp_path):
         assert path.stat().st_size > 10_000
         assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from yolo_os._version import __version__
 
 if TYPE_CHECKING:
     from yolo_os.errors import UserError as UserError
     from yolo_os.heads import PredictionLayer as PredictionLayer
     from yolo_os.heads import prediction_layers as prediction_layers
     from yolo_os.integration.callback import SOS as SOS
+    from yolo_os.integration.shift import shift_ as shift_
     from yolo_os.recipe import ShiftRecipe as ShiftRecipe
     from yolo_os.report import ShiftReport as ShiftReport
-    from yolo_os.shift import shift_ as shift_
     from yolo_os.voc import evaluate_voc as evaluate_voc
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "UserError": "errors",
     "evaluate_voc": "voc",
     "prediction_layers": "heads",
-    "shift_": "shift",
+    "shift_": "integration.shift",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from types import ModuleType
 
-from yolo_os import __version__
+from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import FULL
 from yolo_os.settings import parse_pairs

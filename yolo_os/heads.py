@@ -6,12 +6,10 @@ Heads are known by their attributes, not by their classes, so nothing of Ultraly
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from yolo_os.errors import UserError
@@ -26,6 +24,16 @@ _EMBEDDING = (
     "least norm are not equal class scores"
 )
 
+# Gains of the training losses where a model's args do not say: Ultralytics' defaults, and RT-DETR's own, which its
+# criterion does not take from the args.
+GAINS = {"cls": 0.5, "dfl": 1.5, "box": 7.5, "pose": 12.0}
+RTDETR_GAINS = {"cls": 1.0, "box": 5.0}
+
+_COMPUTED = (
+    "its weight is computed from other tensors (pruning masks, weight_norm, a parametrization), so what is written "
+    "into it would spring back: make it permanent first (torch.nn.utils.prune.remove, remove_parametrizations)"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class PredictionLayer:
@@ -38,6 +46,7 @@ class PredictionLayer:
         level: index of the feature map it reads (of the decoder layer, for RT-DETR).
         stride: input pixels per anchor point; None where points are queries.
         group: layers of one group read the same anchor points, so they share scores and labels.
+        bins: of each box side, whose distance is the mean of a softmax over them (DFL); 0 for a layer without.
         refused: why it can't be shifted; None for a layer that can.
     """
 
@@ -47,6 +56,7 @@ class PredictionLayer:
     level: int
     stride: float | None
     group: str
+    bins: int = 0
     refused: str | None = None
 
     @property
@@ -64,18 +74,19 @@ class PredictionLayer:
         """V, (m, n): a view of the module's weight."""
         return self.module.weight.detach().flatten(1).T
 
-    @torch.no_grad()
-    def set_(self, weight: Tensor, bias_change: Tensor | None = None, precision: torch.dtype | None = None) -> None:
-        """Write V, (m, n), and add to the bias, (n,), in the module's own tensors, which optimizers know by identity.
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name: `cv3.0.weight` and, where there is one, `cv3.0.bias`."""
+        named = {f"{self.name}.weight": self.module.weight, f"{self.name}.bias": self.module.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-        Args:
-            weight, bias_change: the new V and what is added to the bias; None leaves it alone.
-            precision: the values are rounded to it; None: to that of the module.
-        """
-        old, bias = self.module.weight, self.module.bias
-        old.copy_(weight.T.reshape(old.shape).to(precision or old.dtype))
-        if bias_change is not None and bias is not None:
-            bias.copy_((bias + bias_change.to(bias)).to(precision or bias.dtype))
+    def values(self, weight: Tensor, bias_change: Tensor | None = None) -> dict[str, Tensor]:
+        """V, (m, n), and what is added to the bias, (n,), as values of `tensors`; no change: the bias is left out."""
+        bias = self.module.bias
+        values = {f"{self.name}.weight": weight.T.reshape(self.module.weight.shape)}
+        if bias is not None and bias_change is not None:
+            values[f"{self.name}.bias"] = bias.detach() + bias_change.to(bias)
+        return values
 
 
 @dataclass(frozen=True)
@@ -87,30 +98,19 @@ class Head:
         layers: the layers that can be shifted.
         refused: prediction layers that can't, each with its reason.
         scorers: by group, the module whose output, squashed by a sigmoid, is the class probability of each anchor.
-        branches: names of the head's branches in the order in which a training loss runs over them.
+        branches: the branches of the head in the order in which a training loss runs over them, each with its groups
+            from the first level to the last; empty where every group has a loss of its own (a transformer's queries).
+        gains: of the training loss, by name, where the model's args do not say.
+        gains_in_args: whether the training loss takes its gains from the model's args.
     """
 
     kind: str
     layers: tuple[PredictionLayer, ...]
     refused: tuple[PredictionLayer, ...] = ()
     scorers: Mapping[str, nn.Module] = field(default_factory=dict)
-    branches: tuple[str, ...] = ("",)
-
-
-@contextmanager
-def put_back(layers: Sequence[PredictionLayer], only_on_error: bool = False) -> Iterator[None]:
-    """Undo what a block does to layers; or only what one does that does not come to its end, interruptions included."""
-    tensors = [tensor for layer in layers for tensor in (layer.module.weight, layer.module.bias) if tensor is not None]
-    saved = [tensor.detach().clone() for tensor in tensors]
-    done = False
-    try:
-        yield
-        done = only_on_error
-    finally:
-        if not done:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, saved):
-                    tensor.copy_(value)
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=lambda: GAINS)
+    gains_in_args: bool = True
 
 
 def prediction_layers(model: Any) -> list[PredictionLayer]:
@@ -189,11 +189,11 @@ def _anchor_free(head: Any, kind: str) -> Head:
     }
     layers: list[PredictionLayer] = []
     scorers: dict[str, nn.Module] = {}
-    branches = []
+    branches: dict[str, tuple[str, ...]] = {}
+    bins = head.reg_max if getattr(head, "reg_max", 1) > 1 else 0
     for branch in ("", "one2one_"):
         if getattr(head, f"{branch}cv2", None) is None:  # no such branch, or removed by fusing
             continue
-        branches.append(branch)
         contrastive = _contrastive(getattr(head, f"{branch}cv4", None))
         for attribute, role in roles.items():
             towers = getattr(head, branch + attribute, None)
@@ -205,17 +205,14 @@ def _anchor_free(head: Any, kind: str) -> Head:
                 )
                 if layer is None:
                     continue
+                if role == "box":
+                    layer = replace(layer, bins=bins)
                 embeds = role == "cls" and (contrastive or hasattr(head, "lrpc"))
-                layers.append(layer if not embeds else _refuse(layer, _EMBEDDING))
+                layers.append(layer if not embeds else replace(layer, refused=_EMBEDDING))
                 if role == "cls":
                     scorers[layer.group] = getattr(head, f"{branch}cv4")[level] if contrastive else layer.module
-    return Head(
-        kind,
-        tuple(layer for layer in layers if layer.refused is None),
-        tuple(layer for layer in layers if layer.refused is not None),
-        scorers,
-        tuple(branches),
-    )
+                    branches[branch] = (*branches.get(branch, ()), layer.group)
+    return Head(kind, *_split(layers), scorers, branches)
 
 
 def _role_of_cv4(head: Any) -> str | None:
@@ -246,31 +243,36 @@ def _rtdetr(head: Any, kind: str) -> Head:
     for level, (score, box) in decoder:
         candidates.append(_layer(f"dec_score_head.{level}", "cls", score, level, None, "queries"))
         candidates.append(_layer(f"dec_bbox_head.{level}", "box", box, level, None, "queries"))
-    layers = tuple(layer for layer in candidates if layer is not None)
+    layers, refused = _split(candidates)
     # In eval mode only one decoder layer is scored, and a query keeps its index through all of them.
     scored = head.decoder.eval_idx
     scorers: dict[str, nn.Module] = {"encoder": head.enc_score_head, "queries": head.dec_score_head[scored]}
-    return Head(kind, layers, (), scorers)
+    return Head(kind, layers, refused, scorers, gains=RTDETR_GAINS, gains_in_args=False)
 
 
 def _anchor_based(head: Any, kind: str) -> Head:
     found = [_layer(f"m.{i}", "joint", conv, i, _stride(head, i), str(i)) for i, conv in enumerate(head.m)]
-    return Head(kind, tuple(layer for layer in found if layer is not None))
+    return Head(kind, *_split(found))
+
+
+def _split(
+    layers: Iterable[PredictionLayer | None],
+) -> tuple[tuple[PredictionLayer, ...], tuple[PredictionLayer, ...]]:
+    """Those that can be shifted, and those that are refused."""
+    found = [layer for layer in layers if layer is not None]
+    return tuple(each for each in found if each.refused is None), tuple(each for each in found if each.refused)
 
 
 def _layer(name: str, role: str, tower: Any, level: int, stride: float | None, group: str) -> PredictionLayer | None:
     """The layer at the end of a tower; None for a tower that ends in no linear layer (Pose26's `cv4`)."""
     last = tower.layers[-1] if hasattr(tower, "layers") else tower  # RT-DETR's MLP
     last = last[-1] if isinstance(last, nn.Sequential) else last
-    if isinstance(last, nn.Linear):
-        return PredictionLayer(name, role, last, level, stride, group)
-    if isinstance(last, nn.Conv2d):
-        layer = PredictionLayer(name, role, last, level, stride, group)
-        if last.kernel_size != (1, 1) or last.groups != 1:
-            return _refuse(layer, f"not a plain 1x1 convolution (kernel {last.kernel_size}, {last.groups} groups)")
-        return layer
-    return None
-
-
-def _refuse(layer: PredictionLayer, reason: str) -> PredictionLayer:
-    return PredictionLayer(layer.name, layer.role, layer.module, layer.level, layer.stride, layer.group, reason)
+    if not isinstance(last, nn.Linear | nn.Conv2d):
+        return None
+    layer = PredictionLayer(name, role, last, level, stride, group)
+    if not {"weight", "bias"} <= set(last._parameters):
+        return replace(layer, refused=_COMPUTED)
+    if isinstance(last, nn.Conv2d) and (last.kernel_size != (1, 1) or last.groups != 1):
+        what = f"kernel {last.kernel_size}, {last.groups} groups"
+        return replace(layer, refused=f"not a plain 1x1 convolution ({what})")
+    return layer

@@ -36,7 +36,7 @@ class LeastNorm:
     singular_values: Tensor
     seen: Tensor
 
-    def of(self, weight: Tensor) -> Tensor:
+    def apply(self, weight: Tensor) -> Tensor:
         """The least-norm solution for the same rows and another weight, (m, n)."""
         return _part(self.seen, weight)
 
@@ -148,7 +148,7 @@ class Shrinkage:
     vectors: Tensor
 
     @classmethod
-    def of(cls, moments: Tensor, weight: Tensor) -> Shrinkage:
+    def from_moments(cls, moments: Tensor, weight: Tensor) -> Shrinkage:
         """From sums over anchor points of w [a; 1] [a; 1]^T with w the curvature of the loss in each output.
 
         Args:

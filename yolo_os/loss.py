@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_os.distributed import add_up, gather, world_size
-from yolo_os.heads import last_module
+from yolo_os.heads import Head, last_module
 
 # Without these a batch holds no targets, and no loss can be taken of it.
 LABEL_KEYS = ("batch_idx", "cls", "bboxes")
@@ -125,10 +125,10 @@ def per_image(loss: Tensor, images: int) -> Tensor:
     return loss.sum() / images if loss.ndim else loss
 
 
-def gains_of(model: nn.Module) -> dict[str, float]:
-    """The gains of a bare model's training loss, as far as its `args` say."""
-    given = _args_of(model)
-    return {name: float(given[name]) for name in ("cls", "dfl", "box", "pose") if given.get(name) is not None}
+def gains_of(model: nn.Module, head: Head) -> dict[str, float]:
+    """The gains of a bare model's training loss: those in its `args`, or where they do not say those of the head."""
+    given = _args_of(model) if head.gains_in_args else {}
+    return {**head.gains, **{name: float(given[name]) for name in head.gains if given.get(name) is not None}}
 
 
 def has_labels(batch: Mapping[str, Any]) -> bool:

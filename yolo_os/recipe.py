@@ -5,28 +5,23 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolo_os.errors import UserError
+from yolo_os.files import as_path, is_file
+from yolo_os.methods import REGISTRY, implied_by, users_of
+from yolo_os.plain_yaml import read_yaml
 from yolo_os.resources import resource
 from yolo_os.settings import Key, reject_unknown
 
-METHODS = ("os", "sos", "budget")
 SAMPLINGS = ("uniform", "foreground", "balanced")
-# Settings that only some methods look at; during training all of them look at max_loss_rise.
-USED_BY = {
-    "samples": ("sos",),
-    "sampling": ("sos",),
-    "keep": ("budget",),
-    "max_loss_rise": ("budget",),
-    "rtol": ("os", "sos"),
-}
 ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
+# A rise of the held-out training loss beyond this is called harm in a report, five times what a shift may cost by
+# default: shifts that cost a real detector no mAP stayed below it, those that did lay far above (docs/results.md).
+HARMFUL_RISE = 0.01
 
 
 def _setting(default: Any, types: tuple[type, ...], help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -41,13 +36,7 @@ class ShiftRecipe:
         UserError: on construction, naming the setting, what it takes and what it got.
     """
 
-    method: str = _setting(
-        "budget",
-        (str,),
-        "budget: the least norm at a given rise of the training loss; os: keep the outputs on all anchor points of the "
-        "images; sos: keep them on a small sample",
-        METHODS,
-    )
+    method: str = _setting("budget", (str,), "")  # `recipe_keys` asks the registry which there are
     keep: float = _setting(
         0.6, (float,), "budget: share of the squared norm of the layers shifted that is left, or more if the guard says"
     )
@@ -143,6 +132,25 @@ class ShiftRecipe:
             raise UserError(f"{where}: {error}" if where else str(error)) from None
 
     @classmethod
+    def given(cls, recipe: Given, base: ShiftRecipe | None = None) -> ShiftRecipe | None:
+        """A recipe from what Python code gives: a recipe, its settings, or the name or file of one; None stays None.
+
+        Args:
+            recipe: settings that are left out are those of `base`, or have their defaults.
+
+        Raises:
+            UserError: for anything else, an unknown setting or a bad value.
+        """
+        if recipe is None or isinstance(recipe, ShiftRecipe):
+            return recipe
+        if isinstance(recipe, Mapping):
+            return cls.from_dict(recipe, "", base)
+        if isinstance(recipe, str | Path):
+            settings, file = read_settings(recipe)
+            return cls.from_dict(settings, str(file), base)
+        raise UserError(f"recipe={recipe!r}: takes a ShiftRecipe, a dictionary of settings, or the name or file of one")
+
+    @classmethod
     def from_yaml(cls, path: str | Path) -> ShiftRecipe:
         """A recipe from a YAML file, or from one that comes with the package by its bare name, such as `sos`.
 
@@ -153,35 +161,51 @@ class ShiftRecipe:
         return cls.from_dict(settings, str(file))
 
 
+Given = ShiftRecipe | Mapping[str, Any] | str | Path | None
+
+
 def read_settings(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The settings in a YAML file, or in one that comes with the package by its bare name, and the path of the file.
 
     Raises:
         UserError: if there is no such file, or it is not a mapping.
     """
-    file = Path(path)
-    if not file.suffix and not file.is_file():
+    file = as_path(path)
+    if not file.suffix and not is_file(file):
         shipped = sorted(each.stem for each in resource("configs").glob("*.yaml"))
         if str(path) not in shipped:
             raise UserError(f"recipe={path}: no such file, and none that comes with the package: {', '.join(shipped)}")
         file = resource(f"configs/{path}.yaml")
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {file} is no YAML: {' '.join(str(error).split())}") from None
+        settings = read_yaml(file)
+    except UserError as error:
+        raise UserError(f"cannot read the recipe {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
     return settings, file
 
 
+def training_settings() -> dict[str, Any]:
+    """The defaults of a training with shifts, for the command line and for `SOS()` alike: `configs/train.yaml`."""
+    return read_settings("train")[0]
+
+
+def with_implied_method(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings as given, and the method that they are for where it was not given; said on stderr."""
+    method = implied_by(given, ShiftRecipe.method)
+    if "method" in given or method is None:
+        return dict(given)
+    names = " and ".join(f"{prefix}{name}=" for name in given if users_of(name) == (method,))
+    print(f"note: {names} is for {method}, so the method is {method}", file=sys.stderr)
+    return {**given, "method": method}
+
+
 def warn_unused(given: Iterable[str], method: str, prefix: str = "") -> None:
     """Say on stderr which of the settings that were given the method does not look at."""
     for name in given:
-        methods = USED_BY.get(name, (method,))
-        if method not in methods:
-            print(f"warning: {prefix}{name}= is for {' and '.join(methods)}; {method} ignores it", file=sys.stderr)
+        users = users_of(name)
+        if users and method not in users:
+            print(f"warning: {prefix}{name}= is for {' and '.join(users)}; {method} ignores it", file=sys.stderr)
 
 
 def matches(word: str, name: str, role: str) -> bool:
@@ -191,9 +215,9 @@ def matches(word: str, name: str, role: str) -> bool:
 
 def recipe_keys() -> list[Key]:
     """The settings as keys of the command line, left out where not given, so that they can override a recipe file."""
-    return [
-        Key(setting.name, default=setting.default, filled=False, **setting.metadata) for setting in fields(ShiftRecipe)
-    ]
+    keys = [Key(each.name, default=each.default, filled=False, **each.metadata) for each in fields(ShiftRecipe)]
+    helps = "; ".join(f"{name}: {entry.help}" for name, entry in REGISTRY.items())
+    return [replace(key, choices=tuple(REGISTRY), help=helps) if key.name == "method" else key for key in keys]
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:

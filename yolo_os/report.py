@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,31 @@ from torch import Tensor
 
 from yolo_os.files import written_whole
 from yolo_os.heads import PredictionLayer
-from yolo_os.methods import Solution, Trial
-from yolo_os.recipe import ShiftRecipe
+from yolo_os.methods.base import Moved, Outcome, System, Unchanged
+from yolo_os.recipe import HARMFUL_RISE, ShiftRecipe
 
-# A rise of the held-out training loss beyond this is called harm. Shifts that cost a real detector no mAP stayed
-# below it, those that did lay far above (docs/concept.md).
-HARMFUL_RISE = 0.01
+
+@dataclass(frozen=True)
+class Trial:
+    """One strength of a shift that was judged, or taken without a judge.
+
+    Attributes:
+        keep: share of the squared norm of the layers shifted that it leaves.
+        mu: the multiplier of a loss-aware method, in units of the loss per squared norm; None for another.
+        predicted: rise of the loss by the method's own model of it, in units of the loss; None if it has none.
+        rise: relative rise of the figure that judged; None if nothing did.
+        passed: whether both rises are within the tolerance.
+        predicted_share: the predicted rise, relative to the figure; None without either.
+        figure: what was measured with these weights, such as the training loss; None if nothing was.
+    """
+
+    keep: float
+    mu: float | None
+    predicted: float | None
+    rise: float | None
+    passed: bool
+    predicted_share: float | None = None
+    figure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class LayerReport:
         norm_before, norm_after: Frobenius norm of V.
         residual: ||A V' - A V|| / ||A V|| on the rows solved for; None if nothing was solved.
         drift: the same on all anchor points of the held-out images; None without these.
-        skipped: why the weights are as they were; None if they moved.
+        outcome: that the weights moved, or why they are as they were.
         singular_values: of A, largest first.
     """
 
@@ -50,14 +70,14 @@ class LayerReport:
     sampling: str | None = None
     residual: float | None = None
     drift: float | None = None
-    skipped: str | None = None
+    outcome: Outcome = field(default_factory=Moved)
     singular_values: tuple[float, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
-        cls, layer: PredictionLayer, before: Tensor, after: Tensor, found: Solution | None, **more: Any
+        cls, layer: PredictionLayer, before: Tensor, after: Tensor, system: System | None, **more: Any
     ) -> LayerReport:
-        """The report of a layer whose V was `before` and is `after`, both (m, n), by what was found for it."""
+        """The report of a layer whose V was `before` and is `after`, both (m, n), and the system that was solved."""
         return cls(
             layer.name,
             layer.role,
@@ -67,16 +87,44 @@ class LayerReport:
             layer.out_features,
             float(before.norm()),
             float(after.norm()),
-            rank=found.rank if found else None,
-            rows=found.rows if found else None,
-            singular_values=tuple(found.singular_values.tolist()) if found else (),
+            rank=system.rank if system else None,
+            rows=system.rows if system else None,
+            sampling=system.sampling if system else None,
+            singular_values=tuple(system.singular_values.tolist()) if system else (),
             **more,
         )
 
     @property
+    def keep(self) -> float:
+        """Share of the squared norm of V that is left."""
+        return kept([self])
+
+    @property
+    def unchanged(self) -> str | None:
+        """Why the weights are as they were; None if they moved."""
+        return self.outcome.reason if isinstance(self.outcome, Unchanged) else None
+
+    @property
     def norm_ratio(self) -> float:
-        """Norm after, relative to before."""
-        return self.norm_after / self.norm_before if self.norm_before else 1.0
+        """Norm after, relative to before: the root of `keep`, its name until version 0.1."""
+        return math.sqrt(self.keep)
+
+    @property
+    def skipped(self) -> str | None:
+        """`unchanged` by its name until version 0.1."""
+        return self.unchanged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "outcome"}
+        return own | {"keep": self.keep, "unchanged": self.unchanged, "skipped": self.unchanged}
+
+
+def kept(layers: Iterable[LayerReport]) -> float:
+    """Share of the squared norm of layers together that is left; 1 where there was none."""
+    pairs = [(layer.norm_before, layer.norm_after) for layer in layers]
+    before, after = sum(old**2 for old, _ in pairs), sum(new**2 for _, new in pairs)
+    return after / before if before else 1.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +152,7 @@ class ShiftReport:
         layers: every prediction layer of the head, skipped ones with their reason.
         calibration: loss on the images that the shift used.
         held_out: loss on images that it did not use.
-        precision: of the weights that were measured, such as `float16` for weights read back from a checkpoint.
+        precision: to which the weights that were judged and measured are rounded, such as `float16`.
         seconds: by phase.
         trials: the shares of the norm that a guard looked at, and what it found.
         warnings: what a person should know before using the weights.
@@ -120,15 +168,19 @@ class ShiftReport:
     warnings: tuple[str, ...] = ()
 
     @property
+    def keep(self) -> float:
+        """Share of the squared norm of all prediction layers together that is left, those that stayed included."""
+        return kept(self.layers)
+
+    @property
     def norm_ratio(self) -> float:
-        """||V'|| / ||V|| over all prediction layers together, those that stayed included."""
-        before = math.hypot(*(layer.norm_before for layer in self.layers))
-        return math.hypot(*(layer.norm_after for layer in self.layers)) / before if before else 1.0
+        """||V'|| / ||V||: the root of `keep`, its name until version 0.1."""
+        return math.sqrt(self.keep)
 
     @property
     def moved(self) -> tuple[LayerReport, ...]:
         """The layers whose weights moved."""
-        return tuple(layer for layer in self.layers if layer.skipped is None)
+        return tuple(layer for layer in self.layers if layer.unchanged is None)
 
     @property
     def loss(self) -> LossReport:
@@ -142,7 +194,7 @@ class ShiftReport:
             declined = bool(self.trials) and not self.trials[-1].passed
             why = "the guard let no shift pass" if declined else "no layer could be shifted"
             return f"Nothing moved: {why}; the weights are as they were."
-        text = f"The squared norm of the prediction layers fell to {self.norm_ratio**2:.1%}"
+        text = f"The squared norm of the prediction layers fell to {self.keep:.1%}"
         rise = self.loss.rise
         if rise is None:
             return f"{text}; no training loss could be measured, so what that cost is unknown."
@@ -162,17 +214,16 @@ class ShiftReport:
     def __str__(self) -> str:
         """A table of the layers, the loss and the verdict."""
         width = max(16, *(len(layer.name) + 1 for layer in self.layers))
-        head = f"{'layer':<{width}}{'role':<9}{'m':>5}{'n':>5}{'rank':>6}{'rows':>9}{'norm':>9}{'->':>9}{'kept^2':>8}"
+        head = f"{'layer':<{width}}{'role':<9}{'m':>5}{'n':>5}{'rank':>6}{'rows':>9}{'norm':>9}{'->':>9}{'keep':>8}"
         head += f"{'residual':>10}{'drift':>8}"
         lines = [head, "-" * len(head)]
         for layer in self.layers:
-            kept = layer.norm_ratio**2
             lines.append(
                 f"{layer.name:<{width}}{layer.role:<9}{layer.m:>5}{layer.n:>5}{_count(layer.rank):>6}{_count(layer.rows):>9}"
-                f"{layer.norm_before:>9.3f}{layer.norm_after:>9.3f}{kept:>8.3f}{_small(layer.residual):>10}{_small(layer.drift):>8}"
+                f"{layer.norm_before:>9.3f}{layer.norm_after:>9.3f}{layer.keep:>8.3f}{_small(layer.residual):>10}{_small(layer.drift):>8}"
             )
-            if layer.skipped:
-                lines.append(f"{'':<{width}}unchanged: {layer.skipped}")
+            if layer.unchanged:
+                lines.append(f"{'':<{width}}unchanged: {layer.unchanged}")
         lines.append("")
         for title, loss in (("calibration", self.calibration), ("held-out", self.held_out)):
             if loss.before and loss.after:
@@ -182,9 +233,10 @@ class ShiftReport:
         for trial in self.trials:
             if trial.rise is not None:
                 answer = "accepted" if trial.passed else "too much"
+                by = "" if trial.predicted_share is None else f" (predicted {trial.predicted_share:+.3%})"
                 lines.append(
-                    f"guard: {trial.keep:.1%} of the squared norm, held-out loss {trial.rise:+.3%} "
-                    f"(predicted {trial.predicted_share:+.3%}): {answer}"
+                    f"guard: {trial.keep:.1%} of the squared norm of the layers shifted, "
+                    f"held-out loss {trial.rise:+.3%}{by}: {answer}"
                 )
         lines.append("seconds: " + ", ".join(f"{phase} {spent:.2f}" for phase, spent in self.seconds.items()))
         lines += [f"warning: {warning}" for warning in self.warnings]
@@ -196,11 +248,12 @@ class ShiftReport:
         return {
             "method": self.recipe.method,
             "recipe": self.recipe.to_dict(),
+            "keep": self.keep,
             "norm_ratio": self.norm_ratio,
             "loss_before": self.loss.before.get("total"),
             "loss_after": self.loss.after.get("total"),
             "loss": {"calibration": asdict(self.calibration), "held_out": asdict(self.held_out)},
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [layer.to_dict() for layer in self.layers],
             "guard": [asdict(trial) for trial in self.trials],
             "precision": self.precision,
             "seconds": self.seconds,
@@ -212,15 +265,6 @@ class ShiftReport:
         """Write the report as JSON; the file appears whole or not at all."""
         with written_whole(Path(path)) as temporary:
             temporary.write_text(json.dumps(_finite(self.to_dict()), indent=2), encoding="utf-8")
-
-    def plot(self, folder: str | Path) -> list[Path]:
-        """Write `layers.png` (norm and drift by layer) and `spectrum.png` (singular values of A); returns the paths."""
-        from yolo_os.plots.shift import plot_layers, plot_spectra
-
-        paths = [Path(folder) / "layers.png", Path(folder) / "spectrum.png"]
-        plot_layers(self, paths[0])
-        plot_spectra(self.layers, paths[1], self.recipe.rtol)
-        return paths
 
 
 def _count(value: int | None) -> str:

@@ -1,7 +1,7 @@
 """The `key=value` grammar of the command line, as `yolo` has it, without importing torch or Ultralytics.
 
 Ultralytics' own parser sits behind an import that takes seconds; a mistyped key should be answered at once. The
-grammar is the same (`tests/test_keys.py` holds the two side by side): `imgsz=320`, `imgsz = 320`, `conf=0.1`,
+grammar is the same (`tests/test_settings.py` holds the two side by side): `imgsz=320`, `imgsz = 320`, `conf=0.1`,
 `plots=False`, a bare `plots` for `plots=True`, Python literals, `None`.
 """
 
@@ -134,6 +134,14 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def listed(value: Any) -> list[str]:
+    """A list, one text, or text with commas, as a list of texts; None is none."""
+    if value is None:
+        return []
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(part).strip() for part in parts if str(part).strip()]
 
 
 def _join_spaced(words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Features of anchor points: captured from a forward pass, sampled or summed, never kept whole.
+"""What is kept of the features of prediction layers: rows sampled or summed, never all of them.
 
 A prediction layer's input is held as (B, m, P): B images, m features, P anchor points per image (a feature map's
 H * W, or a transformer's queries); column p of image b is one row of A. Whatever the number of images, what is kept
@@ -10,17 +10,30 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolo_os.distributed import add_up, gather, world_size
-from yolo_os.heads import Head, PredictionLayer
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The class logits of all anchor points that one loss looks at together: the levels of a branch of the head.
+
+    Attributes:
+        logits: (B, n, P) for each level.
+    """
+
+    logits: tuple[Tensor, ...]
+
+    @cached_property
+    def presence(self) -> Tensor:
+        """The sum of class probabilities over all its anchor points, a scalar."""
+        return torch.stack([logits.float().sigmoid().sum(1).sum() for logits in self.logits]).sum()
 
 
 @dataclass(frozen=True)
@@ -31,13 +44,13 @@ class Anchors:
         logits: (B, n, P), class logits at each point; None where the head has no scores.
         label: (B, P), the class that the training loss assigns to each point, -1 for background; None without labels.
         batch: number of the batch in the data, whichever process sees it.
-        branch: those of all groups that one loss looks at together, this one included: the levels of a branch.
+        branch: all anchor points that one loss looks at together with these; None where these have one of their own.
     """
 
     logits: Tensor | None = None
     label: Tensor | None = None
     batch: int = 0
-    branch: list[Anchors] = field(default_factory=list, repr=False)
+    branch: Branch | None = None
 
     @cached_property
     def score(self) -> Tensor | None:
@@ -57,8 +70,9 @@ class Anchors:
     @property
     def branch_presence(self) -> Tensor | None:
         """The sum of presence over all anchor points that one loss looks at, a scalar."""
-        sums = [each.presence.sum() for each in self.branch or [self] if each.presence is not None]
-        return torch.stack(sums).sum() if sums else None
+        if self.branch is not None:
+            return self.branch.presence
+        return None if self.presence is None else self.presence.sum()
 
 
 class Collector(Protocol):
@@ -76,88 +90,6 @@ class Collector(Protocol):
 
     def energy(self, weight: Tensor, bias: Tensor | None = None) -> float:
         """The sum over all rows a taken in of ||a @ weight + bias||^2; weight (m, n), bias (n,)."""
-
-
-@contextmanager
-def capture(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """Note the last input and output of modules while the block runs; hooks are removed however it ends.
-
-    Yields:
-        A dictionary, filled by each forward pass, from module to (input, output). Clear it between batches: it holds
-        references to whole feature maps, not copies.
-    """
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen[module] = (inputs[0].detach(), output.detach())
-
-    handles = [module.register_forward_hook(note) for module in dict.fromkeys(modules)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def as_columns(tensor: Tensor) -> Tensor:
-    """A feature map (B, C, H, W) or queries (B, P, C) as (B, C, P), without a copy."""
-    return tensor.flatten(2) if tensor.ndim == 4 else tensor.transpose(1, 2)
-
-
-def anchors_of(
-    head: Head, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], labels: Mapping[str, Tensor], batch: int = 0
-) -> dict[str, Anchors]:
-    """What is known of the anchor points, by group, from one captured forward pass.
-
-    Args:
-        head: the head that ran.
-        seen: what `capture` noted of its scorers.
-        labels: by branch, (B, anchors of all levels) assigned classes, -1 for background (see `TrainingLoss`).
-        batch: number of the batch.
-    """
-    logits = {group: as_columns(seen[scorer][1]) for group, scorer in head.scorers.items() if scorer in seen}
-    anchors: dict[str, Anchors] = {}
-    for branch in head.branches:
-        groups = [group for group in logits if group.startswith(branch) and group[len(branch) :].isdigit()]
-        sizes = [logits[group].shape[2] for group in groups]
-        label, together = labels.get(branch), list[Anchors]()
-        fits = label is not None and sum(sizes) == label.shape[1]
-        split = torch.split(label, sizes, dim=1) if fits and label is not None else [None] * len(groups)
-        for group, part in zip(groups, split):
-            anchors[group] = Anchors(logits[group], part, batch, together)
-            together.append(anchors[group])
-    for group in logits.keys() - anchors.keys():  # a transformer's queries: each decoder layer has a loss of its own
-        anchors[group] = Anchors(logits[group], None, batch)
-    return anchors
-
-
-def collect(
-    head: Head,
-    layers: Iterable[PredictionLayer],
-    collectors: Mapping[str, Collector],
-    seen: Mapping[nn.Module, tuple[Tensor, Tensor]],
-    labels: Mapping[str, Tensor],
-    batch: int,
-) -> None:
-    """Hand what one captured forward pass has shown of layers to their collectors, by name.
-
-    Args:
-        head, seen, labels, batch: as for `anchors_of`.
-        layers: of the head; those that did not run are passed over.
-        collectors: one for each of the layers.
-    """
-    anchors = anchors_of(head, seen, labels, batch)
-    for layer in layers:
-        if layer.module in seen:
-            features, outputs = map(as_columns, seen[layer.module])
-            collectors[layer.name].add(features, outputs, anchors.get(layer.group, Anchors(batch=batch)))
-
-
-def inputs_of(given: Any) -> Any:
-    """What a module is given, to be kept or given again: lists copied, as some heads write into theirs, no graph."""
-    if isinstance(given, list | tuple):
-        return type(given)(inputs_of(each) for each in given)
-    return given.detach() if isinstance(given, Tensor) else given
 
 
 def generator_for(device: torch.device, *key: object) -> torch.Generator:

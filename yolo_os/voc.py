@@ -1,16 +1,19 @@
 """PASCAL VOC: annotations, data sets, exact and fast mAP, error bars. Needs neither torch nor Ultralytics."""
 
-from yolo_os.evaluation.annotations import VOC_CLASSES, Annotations, Problem, read_devkit
+from yolo_os.conversion.dataset import Dataset, dataset_for, make_dataset
+from yolo_os.evaluation.annotations import Annotations, Problem
 from yolo_os.evaluation.bootstrap import Bootstrap, Difference, Interval, bootstrap
-from yolo_os.evaluation.dataset import Dataset, Source, dataset_for, devkit_of, is_devkit, make_dataset
-from yolo_os.evaluation.detections import (
-    Detections,
-    evaluate_detections,
-    read_detections,
-    write_coco_json,
-    write_comp4,
-)
+from yolo_os.evaluation.detection_files import read_detections
+from yolo_os.evaluation.detection_files.coco_json import write as write_coco_json
+from yolo_os.evaluation.detection_files.comp4 import write as write_comp4
+from yolo_os.evaluation.detections import Detections, evaluate_detections
+from yolo_os.evaluation.readers.data_yaml import Source, devkit_of
+from yolo_os.evaluation.readers.devkit import VOC_CLASSES, read_devkit
+from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.evaluation.voc import PRCurve, VOCResult, evaluate_voc
+from yolo_os.plots.evaluation import plot_curves
+
+VOCResult.draw = plot_curves
 
 __all__ = [
     "VOC_CLASSES",

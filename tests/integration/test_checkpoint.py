@@ -54,10 +54,10 @@ def test_a_second_shift_appends_its_record(detector, tmp_path):
     again = shifted(load_checkpoint(tmp_path / "one.pt"), tmp_path / "two.pt")
     assert [record["source"] for record in again[RECORD]] == [detector.name, "one.pt"]
     assert again[RECORD][0].keys() == {
-        *("version", "date", "source", "source_sha256", "recipe", "layers_moved", "squared_norm_kept")
+        *("version", "date", "source", "source_sha256", "recipe", "layers_moved", "keep")
     }
     assert again[RECORD][0]["layers_moved"] == 6
-    assert again[RECORD][0]["squared_norm_kept"] == pytest.approx(0.25, abs=1e-3)
+    assert again[RECORD][0]["keep"] == pytest.approx(0.25, abs=1e-3)
     assert len(load_checkpoint(tmp_path / "two.pt").shifts) == 2
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from builders import write_devkit
 
 from yolo_os import ShiftRecipe, shift_
+from yolo_os.conversion.dataset import make_dataset
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import read_devkit
-from yolo_os.evaluation.dataset import make_dataset
+from yolo_os.evaluation.readers.devkit import read_devkit
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import calibration_batches, class_names_of, describe
+from yolo_os.integration.data import calibration_batches, class_names_of, class_order, describe
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,22 @@ def test_batches_come_without_augmentation(model, digits):
     assert torch.equal(first["img"], second["img"])
     assert first["img"].dtype == torch.uint8
     assert first["img"].shape[-2:] == (160, 160)
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "every", "order"),
+    [
+        (["a", "b"], ["b", "a"], False, ["b", "a"]),
+        (["a", "b"], ["c", "b", "a"], False, ["b", "a"]),
+        (["a", "b"], ["c", "b", "a"], True, ["c", "b", "a"]),
+        (["a", "b"], ["b", "c"], True, ["a", "b"]),
+        (["a", "b"], [], True, ["a", "b"]),
+    ],
+)
+def test_classes_of_a_devkit_stand_in_the_models_order_where_it_knows_them_all(found, known, every, order):
+    assert class_order(found, known, every) == order
+
+
+def test_a_devkit_of_another_year_needs_no_year(tmp_path):
+    kit = write_devkit(tmp_path, {"a": [("zebra", (1, 1, 9, 9))]}, {"train": "a", "val": "a"}, year="2012")
+    assert describe(kit, "train", ["dog", "zebra"])["names"] == {0: "dog", 1: "zebra"}

@@ -185,7 +185,7 @@ def test_trains_a_voc_devkit_and_leaves_an_ordinary_checkpoint(detector, digits,
     assert detector.read_bytes() == before
     steps = {int(row["step"]) for row in rows(run / "shifts.csv")}
     assert steps == {1, 2, 3, 4}
-    assert {"os/shifts", "os/taken_back", "os/kept", "os/rise", "os/norm", "os/norm_ema"} <= set(
+    assert {"os/shifts", "os/reverted", "os/keep", "os/rise", "os/norm", "os/norm_ema"} <= set(
         rows(run / "results.csv")[0]
     )
     assert len(load_checkpoint(run / "weights" / "best.pt").contents[RECORD]) == 1

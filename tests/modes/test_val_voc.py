@@ -1,6 +1,8 @@
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from builders import comp4, write_devkit
@@ -128,6 +130,8 @@ def test_files_are_evaluated_without_torch_ultralytics_or_matplotlib(kit, good, 
         "import sys; from yolo_os.cli import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'ultralytics', 'matplotlib', 'cv2'} & set(sys.modules); sys.exit(code or str(heavy or ''))"
     )
+    for name in ("train", "val"):  # which hold images of test
+        (kit / f"VOC2007/ImageSets/Main/{name}.txt").unlink()
     words = ["val", f"detections={good}", f"devkit={kit}", "classes=cat,dog", "plots=False", "coco=False"]
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
@@ -162,3 +166,107 @@ def test_val_of_a_model_by_the_names_of_its_classes(digits, detector, in_tmp, ca
     files = in_tmp / "runs/val/exp/comp4"
     assert main(["val", f"detections={files}", f"devkit={digits}", "plots=False", "coco=False", "json=f.json"]) == 0
     assert json.loads((in_tmp / "f.json").read_text())["map"] == pytest.approx(figures["map"], abs=1e-12)
+
+
+def test_val_of_classes_that_are_no_file_names(in_tmp, capsys):
+    images = {"a": [("car/truck", (1, 1, 9, 9)), ("N/A", (11, 11, 19, 19))]}
+    kit = write_devkit(in_tmp / "kit", images, {"test": "a"})
+    (in_tmp / "r.json").write_text(
+        json.dumps([{"image_id": "a", "category_id": 2, "bbox": [0, 0, 9, 9], "score": 0.9}])
+    )
+    words = [f"devkit={kit}", "coco=False", "name=r"]
+    assert main(["val", "detections=r.json", *words]) == 0
+    figures = json.loads((in_tmp / "runs/val/r/voc.json").read_text())
+    assert figures["classes"]["car/truck"]["ap"] == 1.0
+    assert main(["val", "detections=runs/val/r/comp4", *words, "json=again.json"]) == 0
+    assert json.loads((in_tmp / "again.json").read_text())["classes"] == figures["classes"]
+
+
+def test_val_says_where_categories_are_counted_from_or_asks(kit, in_tmp, capsys):
+    (in_tmp / "r.json").write_text(
+        json.dumps([{"image_id": "b", "category_id": 1, "bbox": [0, 0, 100, 80], "score": 1}])
+    )
+    assert val(kit, "r.json", "plots=False") == 2
+    assert "say it with first_category=0 or first_category=1" in capsys.readouterr().err
+    assert val(kit, "r.json", "plots=False", "first_category=0", "json=out.json") == 0
+    assert json.loads((in_tmp / "out.json").read_text())["classes"]["dog"]["ap"] == 1.0
+
+
+def test_val_says_which_objects_are_left_out(kit, good, in_tmp, capsys):
+    assert main(["val", f"detections={good}", f"devkit={kit}", "classes=Cat,dog", "strict=False", "plots=False"]) == 3
+    captured = capsys.readouterr()
+    assert "3 objects of 'cat' left out: the class named is 'Cat'" in captured.err
+    assert "no object is of class Cat" in captured.err
+    assert "warning: 1 of the images of test are in train too (a)" in captured.err
+
+
+@pytest.fixture
+def some_digits(digits, in_tmp):
+    """A devkit of six test images of the embedded one."""
+    kit, root = in_tmp / "six", digits / "VOC2007"
+    stems = (root / "ImageSets/Main/test.txt").read_text().split()[:6]
+    images = {stem: (root / f"Annotations/{stem}.xml").read_text() for stem in stems}
+    write_devkit(kit, images, {"test": stems}, pictures=False)
+    for stem in stems:
+        (image,) = root.glob(f"JPEGImages/{stem}.*")
+        shutil.copy(image, kit / "VOC2007/JPEGImages")
+    return kit
+
+
+def test_val_leaves_out_images_that_are_missing_or_damaged(some_digits, detector, in_tmp, capsys):
+    missing, empty, cut, *_ = sorted((some_digits / "VOC2007/JPEGImages").iterdir())
+    missing.unlink()
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:300])
+    assert main(["val", f"model={detector}", f"devkit={some_digits}", "plots=False", "coco=False", "json=m.json"]) == 3
+    captured = capsys.readouterr()
+    assert "test of VOC2007: 3 images" in captured.out
+    assert f"{missing}: the image is missing: left out" in captured.err
+    for file in (empty, cut):
+        assert f"{file}: the image can't be read" in captured.err
+    assert json.loads((in_tmp / "m.json").read_text())["map"] > 0
+    for file in (some_digits / "VOC2007/JPEGImages").iterdir():
+        file.unlink()
+    assert main(["val", f"model={detector}", f"devkit={some_digits}", "plots=False"]) == 2
+    assert "no image of test could be used" in capsys.readouterr().err
+
+
+def test_val_of_images_in_folders_below(some_digits, detector, in_tmp):
+    """Files of one name in two folders are two images."""
+    root = some_digits / "VOC2007"
+    assert main(["val", f"model={detector}", f"devkit={some_digits}", "plots=False", "coco=False", "json=a.json"]) == 0
+    stems = []
+    for number, file in enumerate(sorted((root / "JPEGImages").iterdir())):
+        stems.append(f"cam{number // 2}/{number % 2}")
+        for folder, old in (("JPEGImages", file), ("Annotations", root / f"Annotations/{file.stem}.xml")):
+            new = root / folder / f"{stems[-1]}{old.suffix}"
+            new.parent.mkdir(exist_ok=True)
+            old.rename(new)
+    (root / "ImageSets/Main/test.txt").write_text("".join(f"{stem}\n" for stem in stems))
+    assert main(["val", f"model={detector}", f"devkit={some_digits}", "plots=False", "coco=False", "json=b.json"]) == 0
+    assert json.loads((in_tmp / "a.json").read_text()) == json.loads((in_tmp / "b.json").read_text())
+
+
+def test_val_of_a_model_whose_names_are_a_list_or_none(some_digits, detector, in_tmp, capsys):
+    import torch
+
+    contents = torch.load(detector, weights_only=False)
+    contents["model"].names = list(contents["model"].names.values())
+    torch.save(contents, "list.pt")
+    for model in (detector, "list.pt"):
+        words = [
+            f"model={model}",
+            f"devkit={some_digits}",
+            "plots=False",
+            "coco=False",
+            f"json={Path(model).stem}.json",
+        ]
+        assert main(["val", *words]) == 0
+    assert json.loads((in_tmp / "list.json").read_text()) == json.loads((in_tmp / "detector.json").read_text())
+    del contents["model"].names
+    torch.save(contents, "none.pt")
+    capsys.readouterr()
+    assert main(["val", "model=none.pt", f"devkit={some_digits}"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "yolo-os: error: model=none.pt: it names no classes, and those of the annotations are found by name"
+    )

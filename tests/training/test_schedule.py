@@ -153,6 +153,9 @@ def test_it_says_what_it_is_in_a_line(schedule, text):
         (Schedule(2, start=0), (4, 2, 3), 3),  # two batches a step, two steps an epoch
         (Schedule(2, start=0), (5, 2, 3), 3),  # what is over goes into no step of its own
         (Schedule("2epochs", start=0.9), (3, 1, 6), 0),  # due in the fifth epoch, before 0.9, and not again
+        (Schedule("epoch", start=0), (3, 4, 8), 6),  # a step takes more than an epoch
+        (Schedule(2, start=0), (3, 4, 8), 3),
+        (Schedule("epoch", start=0.55), (10, 1, 10), 4),  # in the middle of an epoch, which has begun before it
         (Schedule(None), (10, 1, 10), 0),
     ],
     ids=str,

@@ -13,11 +13,13 @@ from torch import nn
 from ultralytics.cfg import get_cfg
 
 from yolo_os import ShiftRecipe
+from yolo_os.capture import as_columns
 from yolo_os.heads import find_head, last_module
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import calibration_batches
-from yolo_os.statistics import as_columns
-from yolo_os.training.step import SHARES, StepShift
+from yolo_os.methods.least_norm import SHARES
+from yolo_os.shifter import Weights
+from yolo_os.training.step import StepShift
 
 FAMILIES = ["yolov8n", "yolov10n", "yolo26n", "yolo11n-seg", "yolo26n-seg", "yolo11n-pose", "yolo26n-pose"]
 FAMILIES += ["yolo11n-obb", "yolo26n-obb", pytest.param("rtdetr-l", marks=pytest.mark.slow)]
@@ -32,25 +34,24 @@ def in_training(model):
     return model
 
 
-@contextmanager
-def watching(model, recipe=UNGUARDED, step=1, skipped=()):
-    watch = StepShift(model, find_head(model), recipe, dict.fromkeys(skipped, ""), step, nullcontext)
-    try:
-        yield watch
-    finally:
-        watch.close()
+def watching(model, recipe=UNGUARDED, step=1, unchanged=(), average=None, autocast=nullcontext):
+    left_alone = dict.fromkeys(unchanged, "of the test")
+    along = find_head(average) if average is not None else None
+    return StepShift(model, find_head(model), recipe, left_alone, step, autocast, along)
 
 
-def shifted(model, recipe=UNGUARDED, batches=None, average=None, **options):
+def shifted(model, recipe=UNGUARDED, batches=None, **options):
     """One shift from a step of so many batches: the report, and by layer the rows that were sampled."""
     with watching(model, recipe, **options) as watch:
         for batch in batches or [labelled_batch(model)]:
-            watch.forget_batch()
             model(batch)
-            watch.take_in()
-        report = watch.shift_(find_head(average) if average is not None else None)
-        rows = {name: getattr(each, "rows", None) for name, each in watch._collectors.items()}
+        report = watch.shift_()
+        rows = {name: getattr(each, "rows", None) for name, each in collectors(watch).items()}
     return report, rows
+
+
+def collectors(watch):
+    return watch._shifter.collectors
 
 
 def own_loss(model, batch):
@@ -174,12 +175,11 @@ def test_the_loss_is_taken_in_the_trainers_own_precision(model):
         with torch.autocast("cpu", torch.bfloat16):
             yield
 
-    watch = StepShift(model, find_head(model), UNGUARDED, {}, 1, autocast)
-    with torch.autocast("cpu", torch.bfloat16):
-        own = own_loss(model, batch)
-    assert watch._loss() == own
-    assert entered
-    watch.close()
+    with watching(model, autocast=autocast) as watch:
+        with torch.autocast("cpu", torch.bfloat16):
+            own = own_loss(model, batch)
+        assert watch._loss() == own
+        assert entered
     assert own != own_loss(model, batch)
 
 
@@ -188,7 +188,6 @@ def test_a_batch_without_objects_has_no_loss_and_no_guarded_shift(model):
     batch = {**batch, **{key: batch[key][:0] for key in ("cls", "bboxes", "batch_idx")}}
     with watching(model, ShiftRecipe()) as watch:
         model(batch)
-        watch.take_in()
         before = state(model)
         assert math.isnan(watch._loss())
         assert watch.shift_() is None
@@ -208,7 +207,7 @@ def test_a_sample_keeps_its_outputs_and_the_norm_falls(family):
     report, rows = shifted(model, ShiftRecipe(method="sos", samples=0.5, max_loss_rise=None))
     new = matrices(model)
     assert report.moved
-    assert not report.taken_back
+    assert not report.reverted
     for layer in report.layers:
         a = rows[layer.name].double()
         assert torch.linalg.norm(a @ (new[layer.name] - old[layer.name])) < 1e-4 * torch.linalg.norm(
@@ -228,7 +227,6 @@ def test_outputs_of_the_whole_batch_are_kept_where_it_is_the_sample(model):
     with watching(model) as watch:
         model(labelled_batch(model))
         seen = dict(watch._seen)
-        watch.take_in()
         watch.shift_()
     for name in ("cv2.2", "cv3.2"):
         inputs, outputs = seen[layers[name].module]
@@ -239,9 +237,8 @@ def test_outputs_of_the_whole_batch_are_kept_where_it_is_the_sample(model):
 
 
 def test_only_prediction_layers_move_and_only_their_weights(model):
-    with watching(model, ShiftRecipe(method="sos", samples=8, max_loss_rise=None), skipped=["cv2.1"]) as watch:
+    with watching(model, ShiftRecipe(method="sos", samples=8, max_loss_rise=None), unchanged=["cv2.1"]) as watch:
         model(labelled_batch(model))
-        watch.take_in()
         before = state(model)
         watch.shift_()
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -253,7 +250,7 @@ def test_only_prediction_layers_move_and_only_their_weights(model):
 def test_a_budget_keeps_its_share_of_the_squared_norm(model):
     before = squared_norm(model)
     report, _ = shifted(model, ShiftRecipe(keep=0.8, max_loss_rise=None))
-    assert report.kept == pytest.approx(0.8, rel=1e-3)
+    assert report.keep == pytest.approx(0.8, rel=1e-3)
     assert squared_norm(model) == pytest.approx(0.8 * before, rel=1e-3)
 
 
@@ -264,14 +261,13 @@ def test_a_budget_stops_where_its_guard_says(trained, digit_batches):
     assert free.rise > 0.002
     assert report.rise <= 0.002
     assert report.moved
-    assert 0.05 < free.kept < report.kept < 1
+    assert 0.05 < free.keep < report.keep < 1
 
 
 def test_the_losses_reported_are_those_of_the_step_and_of_the_shift(trained, digit_batches):
     batch = digit_batches[0]
     with watching(trained) as watch:
         own = own_loss(trained, batch)
-        watch.take_in()
         report = watch.shift_()
         assert report.loss_before == own
         assert report.loss_after == watch._loss()
@@ -280,19 +276,20 @@ def test_the_losses_reported_are_those_of_the_step_and_of_the_shift(trained, dig
 
 @pytest.mark.parametrize("recipe", [UNGUARDED.replace(samples=1), ShiftRecipe(keep=0.01)])
 def test_a_shift_that_no_share_of_is_allowed_leaves_every_bit_and_says_so(recipe, trained, digit_batches, monkeypatch):
-    monkeypatch.setattr(StepShift, "_loss_with", lambda self, solutions: self._loss() * 1.1)
+    original = Weights.measure
+    monkeypatch.setattr(Weights, "measure", lambda self, values, figure: original(self, values, figure) * 1.1 + 1)
     average = copy.deepcopy(trained)
     kept = state(average)
-    with watching(trained, recipe.replace(max_loss_rise=0.01)) as watch:
+    with watching(trained, recipe.replace(max_loss_rise=0.01), average=average) as watch:
         trained(digit_batches[0])
-        watch.take_in()
         before, norm = state(trained), squared_norm(trained)
-        report = watch.shift_(find_head(average))
+        report = watch.shift_()
     assert same(before, state(trained))
     assert same(kept, state(average))
-    assert "max_loss_rise" in report.taken_back
+    assert "max_loss_rise" in report.outcome.reason
+    assert report.reverted
     assert not report.moved
-    assert report.kept == 1
+    assert report.keep == 1
     assert norm == squared_norm(trained)
 
 
@@ -302,7 +299,8 @@ def test_a_crude_shift_of_a_trained_model_is_taken_back_by_its_own_loss(trained,
     assert free.rise > 0.1
     before = matrices(trained)
     report, _ = shifted(trained, recipe.replace(max_loss_rise=0.0), digit_batches)
-    assert report.taken_back.startswith(f"it raised the loss on the batch by {free.rise:.2%}, and 0.125 of it still")
+    assert report.outcome.reason.startswith("the weakest of 4 strengths tried still raises the loss by +")
+    assert report.outcome.reason.endswith("beyond max_loss_rise=0.0")
     assert all(torch.equal(before[name], matrix) for name, matrix in matrices(trained).items())
     assert report.loss_before == free.loss_before
 
@@ -311,7 +309,7 @@ def test_where_only_a_part_of_the_way_is_allowed_that_is_gone(trained, digit_bat
     recipe, before, average = UNGUARDED.replace(samples=4), matrices(trained), copy.deepcopy(trained)
     whole = copy.deepcopy(trained)
     free, _ = shifted(whole, recipe, digit_batches)
-    report, rows = shifted(trained, recipe.replace(max_loss_rise=0.6 * free.rise), digit_batches, average)
+    report, rows = shifted(trained, recipe.replace(max_loss_rise=0.6 * free.rise), digit_batches, average=average)
     goal, new = matrices(whole), matrices(trained)
     assert report.moved
     assert report.rise <= 0.6 * free.rise
@@ -325,7 +323,7 @@ def test_where_only_a_part_of_the_way_is_allowed_that_is_gone(trained, digit_bat
         shares.add(round(share, 4))
     assert len(shares) == 1
     assert shares < set(SHARES) - {1.0}
-    assert free.kept < report.kept < 1
+    assert free.keep < report.keep < 1
 
 
 # The moving average
@@ -375,7 +373,7 @@ def test_an_average_of_models_stays_that_of_the_shifted_ones(method, model):
             layer.module.weight.add_(torch.randn_like(layer.module.weight) * 0.1)
     mean = copy.deepcopy(model)
     for part, first, second in zip(*(find_head(each).layers for each in (mean, model, other))):
-        part.set_((first.matrix + second.matrix) / 2)
+        part.module.weight.data.copy_((first.module.weight + second.module.weight) / 2)
     recipe = ShiftRecipe(method=method, samples=16, keep=0.8, max_loss_rise=None)
     average = copy.deepcopy(other)
     shifted(copy.deepcopy(model), recipe, average=mean)
@@ -399,7 +397,6 @@ def test_a_whole_shift_draws_no_random_numbers_and_leaves_no_hook(method, family
         assert hooks(model) > had
         model(labelled_batch(model))
         before, modes = random_states(), [each.training for each in model.modules()]
-        watch.take_in()
         assert watch.shift_().moved
         assert before == random_states()
         assert modes == [each.training for each in model.modules()]
@@ -413,10 +410,9 @@ def test_watching_changes_nothing_of_a_training_step(model):
     """Loss and gradients of a watched batch are those of one that nobody watches."""
     other, batch = copy.deepcopy(model), labelled_batch(model)
     other(batch)[0].sum().backward()
-    with watching(model, ShiftRecipe()) as watch:
+    with watching(model, ShiftRecipe()):
         loss, _ = model(batch)
         loss.sum().backward()
-        watch.take_in()
     assert all(
         torch.equal(first.grad, second.grad)
         for first, second in zip(model.parameters(), other.parameters())
@@ -429,7 +425,6 @@ def test_a_validation_on_the_way_is_not_taken_for_a_batch(model):
     """The trainer's forward passes get a dictionary; others, such as those of a tensor, are no training batch."""
     with watching(model) as watch, torch.no_grad():
         model(torch.rand(1, 3, 64, 64))
-        watch.take_in()
         assert watch.shift_() is None
 
 
@@ -445,7 +440,6 @@ def test_an_interrupted_loss_restores_weights_and_towers(model, monkeypatch):
     monkeypatch.setattr(type(model), "loss", loss)
     with watching(model, UNGUARDED) as watch:
         model(labelled_batch(model))
-        watch.take_in()
         before = state(model)
         with pytest.raises(KeyboardInterrupt):
             watch.shift_()
@@ -469,7 +463,6 @@ def test_forward_passes_without_a_batch_are_followed_by_its_loss_too(model):
     batch = labelled_batch(model)
     with watching(model) as watch:
         loss, _ = model.loss(batch, model(batch["img"]))
-        watch.take_in()
         report = watch.shift_()
     assert report.loss_before == float(loss.detach().sum() / 4)
     assert report.moved
@@ -483,10 +476,8 @@ def test_batches_of_one_step_are_all_taken_in(model):
     batches = [labelled_batch(model, seed=seed) for seed in range(3)]
     with watching(model) as watch:
         for number, batch in enumerate(batches, 1):
-            watch.forget_batch()
             model(batch)
-            watch.take_in()
-            assert watch._collectors[layer].count == number * 4 * 16
+            assert collectors(watch)[layer].count == number * 4 * 16
         report = watch.shift_()
     assert {each.name: each.rows for each in report.layers}[layer] == 16
 
@@ -496,12 +487,10 @@ def test_the_sample_is_drawn_from_all_batches_of_the_step(model):
     with watching(model) as watch:
         inputs = []
         for batch in batches:
-            watch.forget_batch()
             model(batch)
-            watch.take_in()
             module = find_head(model).layers[3].module
             inputs.append(as_columns(watch._seen[module][0]).transpose(1, 2).reshape(-1, module.in_channels))
-        rows = watch._collectors[find_head(model).layers[3].name].rows
+        rows = collectors(watch)[find_head(model).layers[3].name].rows
     found = [sum(bool((row == each).all(1).any()) for row in rows) for each in inputs]
     assert sum(found) == 16
     assert min(found) > 0
@@ -510,7 +499,6 @@ def test_the_sample_is_drawn_from_all_batches_of_the_step(model):
 def test_without_a_batch_nothing_is_shifted(model):
     before = state(model)
     with watching(model) as watch:
-        watch.take_in()
         assert watch.shift_() is None
     assert same(before, state(model))
 
@@ -525,9 +513,8 @@ def test_the_step_settles_what_is_drawn(model):
 def test_a_balanced_sample_knows_the_labels_that_the_loss_assigns(model):
     with watching(model, UNGUARDED.replace(sampling="balanced")) as watch:
         model(labelled_batch(model))
-        watch.take_in()
         assert watch._labels[""].shape == (4, 64 + 16 + 4)
-        assert watch._collectors["cv3.0"].drawn == "balanced"
+        assert collectors(watch)["cv3.0"].drawn == "balanced"
 
 
 # What is not finite
@@ -542,11 +529,10 @@ def test_without_finite_numbers_there_is_no_shift_and_no_error(where, method, to
     with torch.no_grad():
         spoilt.view(-1)[0] = math.nan
     recipe = ShiftRecipe(method=method, samples=8, max_loss_rise=tolerance)
-    with watching(model, recipe) as watch:
+    with watching(model, recipe, average=average) as watch:
         model(labelled_batch(model))
-        watch.take_in()
         before, kept = state(model), state(average)
-        report = watch.shift_(find_head(average))
+        report = watch.shift_()
     if where == "outputs" and tolerance is None and method != "budget":  # which look at features only, without a guard
         assert report.moved
     else:

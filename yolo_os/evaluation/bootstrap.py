@@ -11,7 +11,7 @@ to both and cancels, so the interval of the difference is far narrower than thos
 AP of a drawn set is on average a little higher than that of the set it is drawn from (repeated images make the
 precision, of which AP takes the best from each recall on, more uneven). That bias would move the plain percentile
 interval upwards, at worst past the figure itself; it is estimated by the replicates' mean, reported, and taken off.
-Measured coverage is in docs/voc.md.
+Measured coverage is in docs/results.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.voc import RECALL_POINTS, Floats, VOCResult, mean_defined
+from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, mean_defined
 
 _BLOCK = 1_000_000  # weights gathered at once, a byte each; small enough for the processor's cache
 

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import nn
-from ultralytics.utils import LOGGER, RANK, colorstr
-from ultralytics.utils.torch_utils import autocast, strip_optimizer
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import autocast
 
-from yolo_os import __version__
 from yolo_os.distributed import agreed, alone, world_size
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import Head, find_head, unwrap
-from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write
-from yolo_os.integration.data import calibration_batches
+from yolo_os.integration.checkpoint import load_checkpoint, write
+from yolo_os.integration.final import SAYS, final_shift, final_step, find_origin
 from yolo_os.integration.guard import note_written
-from yolo_os.integration.runtime import progress_bar
-from yolo_os.recipe import ShiftRecipe, read_settings
-from yolo_os.settings import reject_unknown
-from yolo_os.shift import check_finite, plan, shift_
+from yolo_os.methods.base import Unchanged
+from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
+from yolo_os.resources import resource
+from yolo_os.settings import listed, reject_unknown
+from yolo_os.shifter import check_finite, plan
 from yolo_os.training.log import ShiftLog
 from yolo_os.training.schedule import Schedule
 from yolo_os.training.step import StepShift
 
 TASKS = ("detect", "segment", "pose", "obb")
-# One shift during training is weak: the head's norm is also its confidence, and it is still growing (docs/train.md).
-DEFAULT = ShiftRecipe(keep=0.9)
-Given = ShiftRecipe | Mapping[str, Any] | str | Path | None
-_SAYS = colorstr("yolo_os: ")
+# Stands for a setting that was not given: it is then that of configs/train.yaml.
+SHIPPED: Any = type("Shipped", (), {"__repr__": lambda self: "as in configs/train.yaml"})()
+_OWN = ("every", "start", "end", "final", "toward", "retain", "retain_drop")
 
 
 @dataclass
@@ -43,7 +43,7 @@ class _Run:
     """What lasts for one training."""
 
     head: Head
-    skipped: dict[str, str]
+    unchanged: dict[str, str]
     log: ShiftLog
     off: bool
     epochs: int = 0
@@ -52,7 +52,9 @@ class _Run:
     hook: Any = None
     hooked: Any = None  # the optimizer that the hook is on
     watching: StepShift | None = None
+    stop_watching: ExitStack = field(default_factory=ExitStack)
     compiled: Any = None  # the compiled model, while a step that shifts runs the model itself
+    origin: str | None = None  # the file of the weights that the training started from, where they are moved towards
     finished: bool = False
     epoch: int = 0
     columns: bool = True  # whether results.csv has ours: not where a training is resumed that was begun without
@@ -61,15 +63,16 @@ class _Run:
 
     def let_go(self, trainer: Any) -> None:
         """Watch no longer: a shift that is still due is left to the next step."""
-        watching, self.watching = self.watching, None
-        if watching is not None:
-            watching.close()
+        self.stop_watching.close()
+        self.watching = None
         if self.compiled is not None:
             trainer.model, self.compiled = self.compiled, None
 
 
-class SOS:
+class ShiftCallback:
     """Shifts a model's prediction layers while stock Ultralytics trains it, and the saved weights at the end.
+
+    Its short name is `SOS`, the paper's word for shifting in training; the method is that of its recipe, any of them:
 
         model = YOLO("yolo11n.pt")
         SOS().attach(model)
@@ -77,7 +80,7 @@ class SOS:
 
     A shift comes after an optimizer step and before the update of the moving average (EMA), from the features of that
     step's own batch; the average is moved by the same map. The loss on the batch is taken before and after, and a
-    shift that raises it by more than `recipe.max_loss_rise` is taken back. At the end `best.pt` and `last.pt`, which
+    shift that raises it by more than `recipe.max_loss_rise` is not made. At the end `best.pt` and `last.pt`, which
     hold the average, are shifted once more by `final`, judged on images that it did not use.
 
     In the run's folder: `shifts.csv` (a line for each shift and layer), `shifts.png`, `os/` columns in `results.csv`,
@@ -85,11 +88,18 @@ class SOS:
 
     The object can be pickled, as Ultralytics does to start a training on several GPUs.
 
+    What is not given is as in `configs/train.yaml`, the default of `yolo-os train` too.
+
     Args:
-        recipe: of the shifts during training, its settings, or the name or file of one; None: budget, keep=0.9.
+        recipe: of the shifts during training, its settings, or the name or file of one.
         every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training.
         start, end: shares of the training, between 0 and 1, between which shifts come.
         final: recipe of the shift of the saved weights, given likewise; None: none.
+        toward: True, or a file: at the end move all layers of `best.pt` towards the weights that the training started
+            from, as far as val allows (see `integration.toward`); no other shift is then made, unless `every` or
+            `final` is given too.
+        retain: with `toward`, data that must not get worse.
+        retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported.
 
     Raises:
         UserError: for a bad setting.
@@ -98,22 +108,38 @@ class SOS:
     def __init__(
         self,
         recipe: Given = None,
-        every: int | str | None = "epoch",
-        start: float = 0.7,
-        end: float = 1.0,
-        final: Given = "budget",
+        every: int | str | None = SHIPPED,
+        start: float = SHIPPED,
+        end: float = SHIPPED,
+        final: Given = SHIPPED,
+        toward: str | Path | bool | None = SHIPPED,
+        retain: str | Path | Sequence[str | Path] | None = SHIPPED,
+        retain_drop: float | None = SHIPPED,
     ) -> None:
-        self.recipe = _recipe(recipe, DEFAULT) or DEFAULT
-        self.schedule = Schedule(every, start, end)
-        self.final = _recipe(final, ShiftRecipe())
+        shipped = training_settings()
+        base = ShiftRecipe.from_dict({name: value for name, value in shipped.items() if name not in _OWN})
+        given: dict[str, Any] = {"every": every, "start": start, "end": end, "final": final}
+        given |= {"toward": toward, "retain": retain, "retain_drop": retain_drop}
+        if given["toward"] not in (SHIPPED, None, False):
+            given |= {name: None for name in ("every", "final") if given[name] is SHIPPED}
+        own: dict[str, Any] = {name: shipped[name] if value is SHIPPED else value for name, value in given.items()}
+        self.recipe = ShiftRecipe.given(recipe, base) or base
+        self.schedule = Schedule(own["every"], own["start"], own["end"])
+        self.final = ShiftRecipe.given(own["final"])
         if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
             self.final = self.final.replace(layers=self.recipe.layers)
-        if every is None and self.final is None:
+        self.toward: str | bool | None = own["toward"] if isinstance(own["toward"], bool | None) else str(own["toward"])
+        self.retain, self.retain_drop = listed(own["retain"]), own["retain_drop"]
+        if self.retain_drop is not None and not (isinstance(self.retain_drop, int | float) and self.retain_drop >= 0):
+            raise UserError(f"retain_drop={self.retain_drop}: takes a number from 0, or None")
+        if not self.toward and (self.retain or self.retain_drop is not None):
+            raise UserError("retain= and retain_drop= say nothing without toward=")
+        if self.schedule.every is None and self.final is None and not self.toward:
             raise UserError("every=None and final=None: there is nothing left to do")
         self._run: _Run | None = None
 
     @classmethod
-    def from_yaml(cls, path: str | Path, **changes: Any) -> SOS:
+    def from_yaml(cls, path: str | Path, **changes: Any) -> ShiftCallback:
         """From a file with settings of a recipe and `every`, `start`, `end`, `final`, or a shipped one by its name.
 
         Args:
@@ -124,7 +150,9 @@ class SOS:
             UserError: if there is no such file, or for an unknown setting or a bad value.
         """
         settings, file = read_settings(path)
-        known = [*(setting.name for setting in fields(ShiftRecipe)), "every", "start", "end", "final"]
+        if file == resource("configs/train.yaml"):
+            settings = {}  # what is not given is as there
+        known = [*(setting.name for setting in fields(ShiftRecipe)), *_OWN]
         reject_unknown(changes, known)
         try:
             reject_unknown(settings, known)
@@ -134,17 +162,19 @@ class SOS:
         return cls._of({**settings, **changes})
 
     @classmethod
-    def _of(cls, settings: Mapping[str, Any]) -> SOS:
-        own = {name: value for name, value in settings.items() if name in ("every", "start", "end", "final")}
+    def _of(cls, settings: Mapping[str, Any]) -> ShiftCallback:
+        own = {name: value for name, value in settings.items() if name in _OWN}
         return cls({name: value for name, value in settings.items() if name not in own}, **own)
 
-    def attach(self, model: Any) -> SOS:
+    def attach(self, model: Any) -> ShiftCallback:
         """Have a `YOLO` or `RTDETR` call this during its next trainings; what was attached before is replaced.
 
         Raises:
             UserError: for another task than detection, segmentation, pose or oriented boxes, a head that this recipe
                 can do nothing to, or weights that are not finite.
         """
+        if not hasattr(model, "add_callback"):
+            raise UserError(f"SOS is attached to a YOLO or RTDETR, which trains; this is a {type(model).__name__}")
         task = getattr(model, "task", None)
         if task not in TASKS or not isinstance(getattr(model, "model", None), nn.Module):
             raise UserError(f"SOS shifts models for {', '.join(TASKS)}; this is a model for {task}")
@@ -153,14 +183,18 @@ class SOS:
         self.detach(model)
         for event in _EVENTS:
             model.add_callback(event, getattr(self, event))
+        model.tune = partial(_tune_without_shifts, model)
         return self
 
     @staticmethod
     def detach(model: Any) -> None:
-        """Take any `SOS` off a `YOLO` again."""
+        """Take what was attached off a `YOLO` again."""
+        vars(model).pop("tune", None)
         for event in _EVENTS:
             callbacks = model.callbacks.get(event, [])
-            callbacks[:] = [each for each in callbacks if not isinstance(getattr(each, "__self__", None), SOS)]
+            callbacks[:] = [
+                each for each in callbacks if not isinstance(getattr(each, "__self__", None), ShiftCallback)
+            ]
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
@@ -175,10 +209,12 @@ class SOS:
             raise UserError("quantize=8: the norm of weights that are quantised in training is not theirs to choose")
 
     def _plan(self, head: Head) -> dict[str, str]:
-        skipped = plan(head, self.recipe)
+        if self.schedule.every is None and self.final is None:
+            return {}  # nothing but the step towards the origin
+        unchanged = plan(head, self.recipe)
         if self.final is not None:
             plan(head, self.final)
-        return skipped
+        return unchanged
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: what belongs to one training stays with it."""
@@ -196,15 +232,23 @@ class SOS:
         if getattr(trainer.args, "compile", False) and trainer.world_size > 1:
             raise UserError("compile=: on several GPUs the steps that shift can't run uncompiled: leave one of the two")
         head = find_head(trainer.model)
-        skipped = self._plan(head)
-        shifted = [layer for layer in head.layers if layer.name not in skipped]
-        frozen = [layer.name for layer in shifted if not layer.module.weight.requires_grad]
+        unchanged = self._plan(head)
+        shifts = self.schedule.every is not None or self.final is not None
+        shifted = [layer for layer in head.layers if shifts and layer.name not in unchanged]
+        frozen = [layer for layer in shifted if not layer.module.weight.requires_grad]
         if frozen:
-            raise UserError(f"freeze={trainer.args.freeze} freezes the head ({', '.join(frozen)}): nothing to shift")
+            names, free = ", ".join(layer.name for layer in frozen), {layer.role for layer in shifted}
+            free -= {layer.role for layer in frozen}
+            remedy = f"leave them alone with os.layers={','.join(sorted(free))}" if free else "nothing is left to shift"
+            raise UserError(f"freeze={trainer.args.freeze} freezes {names}: {remedy}")
+        if trainer.args.amp == "bf16" and trainer.device.type != "cuda":
+            raise UserError("amp=bf16: Ultralytics trains in bfloat16 on a GPU only; leave amp= away")
         writes = RANK in (-1, 0)
         batches = len(trainer.train_loader)
+        origin = str(find_origin(self.toward, trainer)) if self.toward else None
         off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
-        self._run = _Run(head, skipped, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
+        self._run = _Run(head, unchanged, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
+        self._run.origin = origin
         self._run.log.begin(bool(trainer.resume))
         self._run.columns = not trainer.csv.exists() or "os/norm" in trainer.csv.read_text(encoding="utf-8")
         count = self.schedule.count(batches, trainer.accumulate, trainer.epochs)
@@ -212,22 +256,23 @@ class SOS:
             file = _settings_file(Path(trainer.save_dir))
             file.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(file) as temporary:
-                temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+                settings = {**self.to_dict(), "toward": origin}  # which a resumed training could not tell any more
+                temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         if off:
             LOGGER.warning(
-                f"{_SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
+                f"{SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
                 f"{batches} batches): it runs without shifts, and its weights are saved as they are"
             )
         else:
-            LOGGER.info(f"{_SAYS}{self}")
+            LOGGER.info(f"{SAYS}{self}")
             if self.schedule.every is not None and not count and not trainer.args.time:
                 LOGGER.warning(
-                    f"{_SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches, "
+                    f"{SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches, "
                     f"{trainer.accumulate} to an optimizer step once it has warmed up: take an earlier start= or a "
                     "smaller every="
                 )
-        for name, reason in skipped.items():
-            LOGGER.info(f"{_SAYS}{name} is left alone: {reason}")
+        for name, reason in unchanged.items():
+            LOGGER.info(f"{SAYS}{name} is left alone: {reason}")
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Find the place in the schedule again: an epoch may be the first, one resumed, or one that is done again."""
@@ -247,26 +292,24 @@ class SOS:
     def on_train_batch_start(self, trainer: Any) -> None:
         """Watch the forward pass if the optimizer step that it leads to shifts."""
         run = self._running()
-        progress = (trainer.epoch + run.batch / len(trainer.train_loader)) / max(run.epochs, 1)
+        done, step = run.batch / len(trainer.train_loader), trainer.ema.updates + 1
         run.batch += 1
-        step = trainer.ema.updates + 1
-        if run.off or run.watching is not None or not self.schedule.due(step, trainer.epoch, run.period, progress):
+        if run.off or run.watching is not None:
+            return
+        if not self.schedule.due(step, trainer.epoch, run.period, done, run.epochs):
             return
         bare = unwrap(trainer.model)
-        run.watching = StepShift(bare, run.head, self.recipe, run.skipped, step, _autocast_of(trainer))
+        average = find_head(trainer.ema.ema)
+        watch = StepShift(bare, run.head, self.recipe, run.unchanged, step, _autocast_of(trainer), average)
+        run.watching = run.stop_watching.enter_context(watch)
         if getattr(trainer.args, "compile", False):  # which does not run the hooks that features are read by
             run.compiled, trainer.model = trainer.model, bare
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        """A batch whose gradients are kept for a later step: take its features in."""
+        """A step that the gradient scaler left out, for what is not finite, has no shift."""
         run = self._running()
-        if run.watching is None:
-            return
-        if trainer.ema.updates >= run.watching.step:  # the gradient scaler left the step out, for what is not finite
+        if run.watching is not None and trainer.ema.updates >= run.watching.step:
             run.let_go(trainer)
-            return
-        run.watching.take_in()
-        run.watching.forget_batch()
 
     def _after_step(self, trainer: Any) -> None:
         """After an optimizer step, before the update of the moving average: shift, if one is due."""
@@ -275,8 +318,7 @@ class SOS:
             return
         step = trainer.ema.updates + 1
         try:
-            run.watching.take_in()
-            report = run.watching.shift_(find_head(trainer.ema.ema))
+            report = run.watching.shift_()
             why = "no finite features or no labelled objects in its batch"
         except Exception as error:  # too little memory, say: no reason to lose a training over
             if world_size() > 1:  # the other processes wait for this one
@@ -286,13 +328,13 @@ class SOS:
             run.let_go(trainer)
         if report is None:  # still due: the next step tries again
             if not run.warned:
-                LOGGER.warning(f"{_SAYS}no shift at step {step}: {why}")
+                LOGGER.warning(f"{SAYS}no shift at step {step}: {why}")
             run.warned = True
             return
         run.period = self.schedule.period(step, trainer.epoch)
         run.log.add(step, trainer.epoch + 1, report)
-        if report.taken_back:
-            LOGGER.warning(f"{_SAYS}the shift at step {step} was taken back: {report.taken_back}")
+        if report.reverted and isinstance(report.outcome, Unchanged):
+            LOGGER.warning(f"{SAYS}no shift at step {step}: {report.outcome.reason}")
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Put the totals where `results.csv` and every logger of Ultralytics take the learning rates from."""
@@ -314,73 +356,59 @@ class SOS:
         if run.finished or not trainer.stop or RANK not in (-1, 0):
             return
         run.finished = True
+        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
+        if run.origin and saved:
+            self._move_toward(run.origin, trainer, run, saved[0])
         if run.off or self.final is None:
             return
-        saved = [path for path in (trainer.best, trainer.last) if path.exists()]
         same = len(saved) == 2 and saved[0].read_bytes() == saved[1].read_bytes()
         with alone():  # the other processes wait for this one's checkpoint
             for path in saved[:1] if same else saved:
                 try:
-                    self._finish(trainer, run, path, self.final)
+                    before = final_shift(trainer, path, self.final)
                 except Exception as error:  # whatever it is, it is no reason to lose a training over
                     why = f"{type(error).__name__}: {error}"
-                    LOGGER.warning(f"{_SAYS}no final shift of {path.name}, it stays as trained: {why}")
+                    LOGGER.warning(f"{SAYS}no final shift of {path.name}, it stays as trained: {why}")
+                else:
+                    if path == trainer.best:
+                        run.validated = before
         if same:
             with written_whole(saved[1]) as temporary:
                 shutil.copyfile(saved[0], temporary)
         if trainer.epoch > run.epoch:  # a stop that came late: Ultralytics has validated already
             run.validated.clear()
-            LOGGER.warning(f"{_SAYS}the validation above is of the weights before the final shift")
+            LOGGER.warning(f"{SAYS}the validation above is of the weights before the final shift")
 
-    @staticmethod
-    def _finish(trainer: Any, run: _Run, path: Path, recipe: ShiftRecipe) -> None:
-        """Shift the weights saved in a file, if the loss on images that the shift did not use allows it."""
-        LOGGER.info(f"\n{_SAYS}final shift of {path} ({recipe.method})")
-        checkpoint = load_checkpoint(path)  # trusted if this very process wrote it
-        model = checkpoint.model.to(trainer.device)
-        loading = {"imgsz": trainer.args.imgsz, "batch": min(trainer.batch_size, 16), "workers": trainer.args.workers}
-        used, held_out = calibration_batches(model, trainer.args.data, recipe, **loading)
-        report = shift_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress_bar)
-        rise, tolerance = report.loss.rise, recipe.max_loss_rise
-        allowed = tolerance is None or (rise is not None and rise <= tolerance)
-        if report.moved and allowed:
-            if path == trainer.best:
-                run.validated = dict(checkpoint.contents.get("train_metrics") or {})
-                strip_optimizer(path, path.with_name(f"{path.stem}-unshifted.pt"))
-            write(shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__)), path)
-            LOGGER.info(f"{_SAYS}{path.name}: {report.verdict}")
-        else:
-            LOGGER.warning(f"{_SAYS}{path.name} stays as trained. A final shift was tried: {report.verdict}")
-        for warning in report.warnings:
-            LOGGER.warning(f"{_SAYS}{warning}")
-        folder = Path(trainer.save_dir) / "os" / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
-        report.save(folder / "report.json")
-        if trainer.args.plots:
-            report.plot(folder)
+    def _move_toward(self, origin: str, trainer: Any, run: _Run, path: Path) -> None:
+        """The final step of the weights that are taken; whatever fails is no reason to lose a training over."""
+        with alone():
+            try:
+                run.validated = final_step(trainer, path, origin, self.retain, self.retain_drop)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                LOGGER.warning(f"{SAYS}no step of {path.name} towards {origin}, it stays as trained: {why}")
 
     def on_train_end(self, trainer: Any) -> None:
         """Say what was done, and plot it."""
         run = self._running()
         folder = Path(trainer.save_dir)
-        taken_back = f", {run.log.taken_back} taken back" if run.log.taken_back else ""
-        LOGGER.info(f"{_SAYS}{run.log.shifts} shifts during training{taken_back}; see {folder / 'shifts.csv'}")
+        reverted = f", {run.log.reverted} that the loss did not allow" if run.log.reverted else ""
+        LOGGER.info(f"{SAYS}{run.log.shifts} shifts during training{reverted}; see {folder / 'shifts.csv'}")
         for name, value in run.validated.items():
             if "mAP50-95" in name and name in trainer.metrics:
                 found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
-                LOGGER.info(f"{_SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
+                LOGGER.info(f"{SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
         if run.validated:  # what `model.train()` returns after a training on several GPUs
             note_written(trainer.best)  # by Ultralytics, which stripped what we wrote
             contents = load_checkpoint(trainer.best).contents
             write({**contents, "train_metrics": {**run.validated, **trainer.metrics}}, trainer.best)
         if trainer.args.plots:
-            from yolo_os.plots.shift import plot_training
+            from yolo_os.plots.training import plot_training
 
             try:
                 plot_training(folder, folder / "shifts.png")
             except Exception as error:  # a picture is no reason to lose a training's result over
-                LOGGER.warning(f"{_SAYS}shifts.png was not drawn: {type(error).__name__}: {error}")
+                LOGGER.warning(f"{SAYS}shifts.png was not drawn: {type(error).__name__}: {error}")
 
     def teardown(self, trainer: Any) -> None:
         """Let go of everything, however the training ended."""
@@ -393,17 +421,23 @@ class SOS:
     def to_dict(self) -> dict[str, Any]:
         """The settings, as `from_yaml` reads them."""
         final = self.final.to_dict() if self.final else None
-        return {**self.recipe.to_dict(), **self.schedule.to_dict(), "final": final}
+        toward = {"toward": self.toward, "retain": self.retain or None, "retain_drop": self.retain_drop}
+        return {**self.recipe.to_dict(), **self.schedule.to_dict(), "final": final, **toward}
 
     def __str__(self) -> str:
         """One line: what is shifted when."""
-        final = f"final shift by {self.final.method}" if self.final else "no final shift"
-        return f"{self.recipe.method}, {self.schedule}; {final}" if self.schedule.every else f"only a {final}"
+        parts = [f"{self.recipe.method}, {self.schedule}"] if self.schedule.every else []
+        origin = "the weights it starts from" if self.toward is True else self.toward
+        parts += [f"final step towards {origin}"] if origin else []
+        parts += [f"final shift by {self.final.method}"] if self.final else []
+        return "; ".join(parts)
 
     def _running(self) -> _Run:
         assert self._run is not None, "the trainer called no on_pretrain_routine_end"
         return self._run
 
+
+SOS = ShiftCallback
 
 _EVENTS = (
     "on_pretrain_routine_end",
@@ -418,14 +452,10 @@ _EVENTS = (
 )
 
 
-def _recipe(given: Given, base: ShiftRecipe) -> ShiftRecipe | None:
-    """A recipe from what it is given as; settings that are left out are those of `base`."""
-    if given is None or isinstance(given, ShiftRecipe):
-        return given
-    if isinstance(given, Mapping):
-        return ShiftRecipe.from_dict(given, "", base)
-    settings, file = read_settings(given)
-    return ShiftRecipe.from_dict(settings, str(file), base)
+def _tune_without_shifts(model: Any, *given: Any, **named: Any) -> Any:
+    """`model.tune()` with a word: it trains in processes of its own, which no callback reaches."""
+    LOGGER.warning(f"{SAYS}tune() starts trainings of its own that callbacks do not reach: they make no shifts")
+    return type(model).tune(model, *given, **named)
 
 
 def _settings_file(run: Path) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,13 +15,16 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
 from yolo_os.integration.architecture import check_architecture
 from yolo_os.integration.guard import guarded, note_written, written_here
+from yolo_os.integration.runtime import quiet
 from yolo_os.integration.unpickle import Damaged, Refused, is_foreign, names_in, read_archive
+from yolo_os.toward import named_tensors
 
 RECORD = "yolo_os"  # the checkpoint's key for the list of shifts made to it
 # What only an unfinished training needs: a shifted model can't resume it, as `yolo train` clears them when it ends.
@@ -60,7 +64,7 @@ class Checkpoint:
         return list(self.contents.get(RECORD) or [])
 
 
-def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
+def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -> Checkpoint:
     """Read an Ultralytics checkpoint.
 
     A checkpoint is a pickle, and unpickling can run code: `yolo_os.integration.unpickle` reads it without.
@@ -68,16 +72,17 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     Args:
         path: of the `.pt` file; never downloaded.
         trust: unpickle whatever the file holds, its code included: only for a file whose maker you trust.
+        key: what an error calls the file.
 
     Raises:
         UserError: if there is no such file, it is no checkpoint, or it holds something that is not let through.
     """
-    contents = read_contents(path, trust or written_here(path))
+    contents = read_contents(path, trust or written_here(path), key)
     stored = model_in(contents)
     try:
         model = copy.deepcopy(stored).float().eval()
     except Exception as error:  # too little memory for it, say
-        raise UserError(f"model={path}: its model can't be copied ({_line(error)})") from None
+        raise UserError(f"{key}={path}: its model can't be copied ({_line(error)})") from None
     untyped: Any = model
     untyped.args = complete_args(contents.get("train_args") or {})
     if not isinstance(getattr(model, "task", None), str):
@@ -91,7 +96,7 @@ def read_contents(path: str | Path, trust: bool = False, key: str = "model") -> 
     Args:
         path: of the `.pt` file; never downloaded.
         trust: see `load_checkpoint`.
-        key: under which the user gave it, for the message.
+        key: what an error calls the file.
 
     Raises:
         UserError: as `load_checkpoint`.
@@ -218,13 +223,23 @@ def _check_model(model: nn.Module, trust: bool) -> None:
         raise UserError("the strides of its model are damaged")
     if stride is not None and not bool(((stride >= 1) & (stride <= 4096)).all()):
         raise UserError(f"the strides of its model, {stride.flatten()[:4].tolist()}, are none")
-    names = dict(enumerate(names)) if isinstance(names, list | tuple) else names
-    if not isinstance(names, dict) or not all(type(key) is int and isinstance(names[key], str) for key in names):
-        raise UserError("its model has no class names, or they are damaged")
-    if set(names) != set(range(len(names))):
-        raise UserError("the classes of its model are not numbered from 0 without a gap")
+    _check_names(names)
     if not trust and getattr(model, "yaml", None) is not None:
         check_architecture(untyped.yaml)
+
+
+def _check_names(names: object) -> None:
+    """Refuse class names that are no text, or not numbered from 0 on; there may be none."""
+    if isinstance(names, dict):
+        if not all(type(key) is int or (isinstance(key, str) and key.isdecimal()) for key in names):
+            raise UserError("the class names of its model are not by number")
+        if {int(key) for key in names} != set(range(len(names))):
+            raise UserError("the classes of its model are not numbered from 0 without a gap")
+        names = list(names.values())
+    if names is not None and not (
+        isinstance(names, list | tuple) and all(isinstance(name, str | int | float) for name in names)
+    ):
+        raise UserError("the class names of its model are damaged")
 
 
 def _expected_shape(module: nn.Module) -> tuple[int, ...] | None:
@@ -252,6 +267,25 @@ def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {**DEFAULT_CFG_DICT, **recorded}
 
 
+@contextmanager
+def trained_args(model: Any, bare: nn.Module) -> Iterator[None]:
+    """The args of its training on a bare model for the length of a block, where a `YOLO` keeps them apart.
+
+    A `YOLO` made from a file keeps most of them in its checkpoint only, and a loss needs its gains.
+    """
+    checkpoint = getattr(model, "ckpt", None)
+    untyped: Any = bare
+    args = getattr(untyped, "args", None)
+    if not isinstance(checkpoint, Mapping) or not isinstance(args, Mapping):
+        yield
+        return
+    untyped.args = {**complete_args(checkpoint.get("train_args") or {}), **args}
+    try:
+        yield
+    finally:
+        untyped.args = args
+
+
 def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any], out: Path) -> None:
     """Write what `shifted` makes of a checkpoint under another name.
 
@@ -264,17 +298,16 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
 
 
 def shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of a checkpoint with the prediction layers of `model` and everything else as it was.
+    """The contents of a checkpoint with the weights of `model`, a shifted copy of its own, and all else as it was.
 
     The weights keep the precision of the file read; the record is appended to those of earlier shifts. What only an
     unfinished training needs is cleared, as `yolo train` does when it ends.
     """
     stored: Any = copy.deepcopy(checkpoint.stored)
+    new = named_tensors(model)
     with torch.no_grad():
-        for old, new in zip(find_head(stored).layers, find_head(model).layers):
-            old.module.weight.copy_(new.module.weight)
-            if old.module.bias is not None and new.module.bias is not None:
-                old.module.bias.copy_(new.module.bias)
+        for name, tensor in named_tensors(stored).items():
+            tensor.copy_(new[name])
     if hasattr(stored, "args"):
         stored.args = dict(stored.args) if isinstance(stored.args, Mapping) else dict(vars(stored.args))
     if hasattr(stored, "criterion"):
@@ -296,19 +329,41 @@ def write(contents: Mapping[str, Any], path: Path) -> None:
     note_written(path)
 
 
+def write_stripped(path: Path, out: Path) -> None:
+    """Write a checkpoint as `yolo train` leaves it at its end under another name, whole or not at all.
+
+    Raises:
+        UserError: if it can't be written.
+    """
+    with written_whole(out) as temporary, quiet():
+        strip_optimizer(path, str(temporary))
+
+
 def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, Any], version: str) -> dict[str, Any]:
     """What a shifted checkpoint says of the shift: plain types only."""
     pairs = [(old.matrix, new.matrix) for old, new in zip(find_head(checkpoint.stored).layers, find_head(model).layers)]
     norms = [sum(float(matrix.double().square().sum()) for matrix in side) for side in zip(*pairs)]
     return {
         "layers_moved": sum(not torch.equal(old.to(new), new) for old, new in ((o, n.cpu()) for o, n in pairs)),
-        "squared_norm_kept": norms[1] / norms[0] if norms[0] else 1.0,
+        "keep": norms[1] / norms[0] if norms[0] else 1.0,
+        **provenance(checkpoint, version),
+        "recipe": dict(recipe),
+    }
+
+
+def provenance(checkpoint: Checkpoint, version: str) -> dict[str, Any]:
+    """What every record of a shift says of when, by what and of which file it was made."""
+    return {
         "version": version,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": checkpoint.path.name,
-        "source_sha256": hashlib.sha256(checkpoint.path.read_bytes()).hexdigest(),
-        "recipe": dict(recipe),
+        "source_sha256": digest(checkpoint.path),
     }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_trusted(file: Path, key: str) -> Any:

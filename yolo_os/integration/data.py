@@ -17,10 +17,13 @@ from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import LOGGER
 
+from yolo_os.conversion.dataset import dataset_for
 from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import class_names, find_roots
-from yolo_os.evaluation.dataset import dataset_for, is_devkit
+from yolo_os.evaluation.names import some
+from yolo_os.evaluation.readers.devkit import class_names, find_roots
+from yolo_os.evaluation.readers.devkit import recognises as is_devkit
+from yolo_os.files import as_path
 from yolo_os.heads import find_head
 from yolo_os.integration.guard import forget_arrays, guarded
 from yolo_os.recipe import ShiftRecipe
@@ -134,12 +137,8 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         UserError: if there is no such data set or split, or it holds no readable image.
     """
     untyped: Any = model
-    args = dict(untyped.args) if isinstance(getattr(model, "args", None), Mapping) else {}
-    trained = args.get("imgsz") or 640
-    size = imgsz if imgsz is not None else int(max(trained) if isinstance(trained, list | tuple) else trained)
-    stride = max(int(untyped.stride.max()), 32)
-    if size < stride or size % stride:
-        raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
+    args = args_of(model)
+    size = image_size(model, imgsz)
     single = bool(args.get("single_cls"))
     described = describe(data, split, None if single else class_names_of(model))
     known = getattr(untyped.model[-1], "nc", None)
@@ -147,9 +146,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
-    first = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
-    if first not in (None, described["channels"]):
-        raise UserError(f"data={data} has images of {described['channels']} channels, and the model takes {first}")
+    check_channels(model, data, described)
     overrides = {"task": getattr(model, "task", None) or guess_model_task(model), "imgsz": size, "rect": False}
     labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
     try:
@@ -167,7 +164,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
                 )
             else:
                 dataset = build_yolo_dataset(
-                    cfg, described[split], batch, described, mode="val", rect=False, stride=stride
+                    cfg, described[split], batch, described, mode="val", rect=False, stride=stride_of(model)
                 )
         forget_arrays(dataset)
         return dataset
@@ -175,10 +172,92 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
 
 
+def check_channels(model: nn.Module, data: object, described: Mapping[str, Any]) -> None:
+    """Refuse images of another number of channels than the model takes.
+
+    Raises:
+        UserError: naming both.
+    """
+    wanted = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    if wanted not in (None, described.get("channels", 3)):
+        raise UserError(f"data={data} has images of {described['channels']} channels, and the model takes {wanted}")
+
+
+def args_of(model: nn.Module) -> dict[str, Any]:
+    """The args of its training that a bare model carries; none where it carries none."""
+    args: Any = getattr(model, "args", None)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def stride_of(model: nn.Module) -> int:
+    """What image sizes are multiples of."""
+    untyped: Any = model
+    return max(int(untyped.stride.max()), 32)
+
+
+def image_size(model: nn.Module, imgsz: int | None) -> int:
+    """The image size given, in pixels, or that of the model's training if None.
+
+    Raises:
+        UserError: if it is no multiple of the model's stride.
+    """
+    trained = args_of(model).get("imgsz") or 640
+    size = imgsz if imgsz is not None else int(max(trained) if isinstance(trained, list | tuple) else trained)
+    stride = stride_of(model)
+    if size < stride or size % stride:
+        raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
+    return size
+
+
 def class_names_of(model: nn.Module) -> list[str]:
     """The names of a model's classes, in its order."""
     names: Any = getattr(model, "names", None) or {}
-    return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
+    if isinstance(names, Mapping):  # by numbers, which some write as text
+        names = [names[index] for index in sorted(names, key=int)]
+    return [str(name) for name in names]
+
+
+def class_order(found: Sequence[str], known: Sequence[str], every: bool = False) -> list[str]:
+    """The classes of a development kit in the order of a model that knows them all, else in the devkit's own.
+
+    The XML of a devkit names classes and leaves their order open, so labels, tables and models are numbered by this
+    rule, wherever a devkit meets a model.
+
+    Args:
+        found: the devkit's classes, in its own order (VOC's, or the alphabet's).
+        known: the model's classes, in its order.
+        every: keep the model's classes that the devkit lacks: the outputs of a trained model stay where they are. A
+            training makes its outputs for the classes found, and a table has a line for each of these.
+    """
+    if not set(found) <= set(known):
+        return list(found)
+    return [name for name in known if every or name in found]
+
+
+def devkit_dataset(
+    devkit: str | Path | Sequence[str | Path],
+    known: Sequence[str],
+    *,
+    every: bool = False,
+    year: str | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+) -> Path:
+    """The `data.yaml` of a development kit with its classes in the `class_order` of a model.
+
+    Args:
+        devkit, year, classes: as for `read_devkit`.
+        known, every: as for `class_order`.
+    """
+    found = class_names(find_roots(devkit, year), classes)
+    return dataset_for(devkit, year, class_order(found, known, every))
+
+
+def warn_of_problems(data_yaml: Path, data: object) -> None:
+    """Say what was left out when the data set of a devkit was made, as the file beside its `data.yaml` lists it."""
+    file = data_yaml.parent / "problems.txt"
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        LOGGER.warning(f"data={data}: {len(lines)} problems in its files, all of them in {file}; the first: {lines[0]}")
 
 
 def read_description(source: str | Path, data: object) -> dict[str, Any]:
@@ -211,10 +290,10 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
     Raises:
         UserError: if there is no such data set or split, or it numbers the model's classes otherwise.
     """
-    source = Path(data)
-    if source.is_dir() and is_devkit(source):
-        order = list(names) if names and set(class_names(find_roots(source))) <= set(names) else None
-        source = dataset_for(source, classes=order)
+    source = as_path(data)
+    if is_devkit(source):
+        source = devkit_dataset(source, names or (), every=True)
+        warn_of_problems(source, data)
     described = read_description(source, data)
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")
@@ -227,6 +306,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
             f"data={data} has the model's classes in another order (class {first} is '{order[first]}' there and "
             f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
         )
-    if set(order) != set(names):
-        LOGGER.warning(f"data={data} names classes that the model does not ({order[0]}, ...): are these its labels?")
+    unknown = [name for name in order if name not in names]
+    if unknown:
+        LOGGER.warning(f"data={data} names classes that the model does not ({some(unknown)}): are these its labels?")
     return described

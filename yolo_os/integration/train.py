@@ -12,12 +12,11 @@ from ultralytics.cfg import check_dict_alignment, get_cfg, merge_equals_args, pa
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.annotations import class_names, find_roots
-from yolo_os.evaluation.dataset import dataset_for, is_devkit
-from yolo_os.files import FULL
+from yolo_os.evaluation.readers.devkit import recognises as is_devkit
+from yolo_os.files import FULL, as_path, is_file
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import find_checkpoint, read_contents
-from yolo_os.integration.data import class_names_of, read_description
+from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
 from yolo_os.plain_yaml import read_yaml
@@ -127,7 +126,7 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
 
 def _from_file(path: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `cfg=` file that were not given before it."""
-    if not Path(str(path)).is_file():
+    if not is_file(str(path)):
         raise UserError(f"cfg={path}: no such file")
     settings = read_yaml(path)
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -172,10 +171,10 @@ def _data(data: Any, model: Any) -> Path:
     """The YAML of a data set; that of a VOCdevkit is made, its classes in the model's order where it knows them."""
     if data is None:
         raise UserError("data=... is missing: a data set YAML or a VOCdevkit folder")
-    source = Path(str(data))
-    if source.is_dir() and is_devkit(source):
-        found, known = set(class_names(find_roots(source))), class_names_of(model.model)
-        source = dataset_for(source, classes=[name for name in known if name in found] if found <= set(known) else None)
+    source = as_path(str(data))
+    if is_devkit(source):
+        source = devkit_dataset(source, class_names_of(model.model))
+        warn_of_problems(source, data)
         LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
     described = read_description(source, data)
     for split in ("train", "val"):

@@ -31,16 +31,13 @@ from yolo_os.linalg import Shrinkage, centred
 from yolo_os.statistics import Anchors, Gram, generator_for
 
 # Anchor points per image and level whose curvature is used: at most so many, and at most this share of them. Few of
-# them hold an object, and the draw goes by that, so more change nothing that can be measured (docs/budget.md).
+# them hold an object, and the draw goes by that, so more change nothing that can be measured (docs/results.md).
 ROWS, ROWS_SHARE = 64, 1 / 32
 # Anchor points per image and level that enter the sums with equal weight, for the floor, the rank and the residual.
 UNIFORM = 256
 # The curvature that every anchor point has at least, as a share of the mean: keeps what the loss hardly feels today,
 # such as the ranking of rare classes, from going altogether.
 FLOOR = 0.01
-# Gains of the losses where the model's args do not say: Ultralytics' defaults, and RT-DETR's own.
-GAINS = {"cls": 0.5, "dfl": 1.5, "box": 7.5, "pose": 12.0}
-RTDETR_GAINS = {"cls": 1.0, "box": 5.0}
 
 
 class CurvatureGram:
@@ -50,8 +47,12 @@ class CurvatureGram:
     weighted sums, drawn with chances that follow their share of the curvature and weighted by 1 / chance: unbiased,
     and the same whichever process sees the batch.
 
-    Attributes:
+    Args:
         layer: whose features these are.
+        gains: of the training loss, by name (see `loss.gains_of`).
+        seed: of the anchor points drawn.
+
+    Attributes:
         seen: anchor points seen.
         all: the plain Gram matrix, of at most UNIFORM anchor points an image, drawn evenly.
         presence: the sum of s over all anchor points that the layer's loss looks at: all levels of its branch.
@@ -62,7 +63,7 @@ class CurvatureGram:
         self.all = Gram()
         self.seen = 0
         self.presence = torch.zeros((), dtype=torch.float64)
-        self._gains = {**GAINS, **gains} if layer.stride is not None else RTDETR_GAINS
+        self._gains = gains
         self._seed = seed
         self._weighted: Tensor | None = None  # (n, m + 1, m + 1), or (1, ...) where the outputs share w = s
 
@@ -70,11 +71,6 @@ class CurvatureGram:
     def count(self) -> int:
         """Rows of the plain Gram matrix."""
         return self.all.count
-
-    @property
-    def bins(self) -> int:
-        """Bins of a box side; 0 for a layer without DFL."""
-        return self.layer.out_features // 4 if self.layer.role == "box" and self.layer.out_features > 4 else 0
 
     def add(self, features: Tensor, outputs: Tensor, anchors: Anchors) -> None:
         """Take in one batch: features (B, m, P), outputs (B, n, P)."""
@@ -124,15 +120,15 @@ class CurvatureGram:
         """h of k anchor points, up to factors known only at the end: (k, n), or (k, 1) where the outputs share it."""
         if self.layer.role == "cls":
             return self._gains["cls"] * bernoulli(outputs)
-        if self.bins:
-            return self._gains["dfl"] / 4 * categorical(outputs, self.bins) * presence[:, None]
+        if self.layer.bins:
+            return self._gains["dfl"] / 4 * categorical(outputs, self.layer.bins) * presence[:, None]
         return presence[:, None]
 
     def moments(self) -> Tensor:
         """Sums of h [a; 1] [a; 1]^T in units of the loss, (n, m + 1, m + 1)."""
         assert self._weighted is not None
         moments = self._weighted / max(float(self.presence), torch.finfo(torch.float64).tiny)
-        if self.layer.role == "cls" or self.bins:
+        if self.layer.role == "cls" or self.layer.bins:
             return moments
         gain = self._gains["pose" if self.layer.role == "keypoint" else "box"] + self._gains.get("dfl", 0.0)
         gram, _ = centred(moments)
@@ -165,7 +161,7 @@ def shrinkages(grams: Sequence[CurvatureGram]) -> dict[str, Shrinkage]:
         mass = sum(float(moments[gram.layer.name][:, -1, -1].sum()) for gram in same)
         floor[role] = FLOOR * mass / sum(gram.seen * len(moments[gram.layer.name]) for gram in same)
     return {
-        gram.layer.name: Shrinkage.of(
+        gram.layer.name: Shrinkage.from_moments(
             moments[gram.layer.name] + floor[gram.layer.role] * gram.uniform, gram.layer.matrix
         )
         for gram in grams

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
+from yolo_os.files import RUN_KEYS, check_folder, check_outputs, run_folder, written_whole
 from yolo_os.modes.shift import DATA_KEYS, MODEL_KEYS
 from yolo_os.settings import Key
 
@@ -42,10 +42,7 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Inspect as the keys say; the exit code."""
-    if options["json"]:
-        check_writable(Path(options["json"]))
-        if Path(options["json"]).exists() and Path(options["json"]).resolve() == Path(options["model"]).resolve():
-            raise UserError(f"json={options['json']} is the model itself: choose another name")
+    check_outputs({"json": options["json"]}, {key: options[key] for key in ("model", "data")})
     check_folder("inspect", options)
     from yolo_os.heads import find_head
 
@@ -98,34 +95,28 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
     """Every layer as it is; with data, the rank and singular values of its features over all anchor points."""
     from yolo_os.forward import run_pass
     from yolo_os.linalg import in_float64
-    from yolo_os.methods import OS
     from yolo_os.recipe import ShiftRecipe
     from yolo_os.report import LayerReport
-    from yolo_os.shift import check_finite
-    from yolo_os.statistics import Gram
+    from yolo_os.shifter import Shifter, check_finite
     from yolo_os.timing import Clock
 
-    found = {}
+    recipe = ShiftRecipe(method="os", images=options["images"], held_out=0, seed=options["seed"], rtol=options["rtol"])
+    shifter = Shifter(head, recipe, {}, {})
     if options["data"]:
         from yolo_os.integration.data import calibration_batches
         from yolo_os.integration.runtime import choose_device, progress_bar
 
         check_finite(model)
-        recipe = ShiftRecipe(
-            method="os", images=options["images"], held_out=0, seed=options["seed"], rtol=options["rtol"]
-        )
         device = choose_device(options["device"])
         loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
         batches, _ = calibration_batches(model.to(device), options["data"], recipe, **loading)
-        grams = {layer.name: Gram() for layer in head.layers}
-        if not run_pass(model, batches, head, grams, Clock(device), progress_bar, "features").images:
+        if not run_pass(model, batches, Clock(device), progress_bar, "features", shifter.statistics).images:
             raise UserError(f"data={options['data']}: none of the images drawn can be read")
-        for layer in head.layers:
-            if grams[layer.name].count:
-                found[layer.name] = OS().solve_layer(grams[layer.name], layer.matrix, recipe)
+        shifter.solve()
     weights = {layer.name: in_float64(layer.matrix) for layer in head.layers}
     return [
-        LayerReport.of(layer, weights[layer.name], weights[layer.name], found.get(layer.name)) for layer in head.layers
+        LayerReport.of(layer, weights[layer.name], weights[layer.name], shifter.systems.get(layer.name))
+        for layer in head.layers
     ]
 
 

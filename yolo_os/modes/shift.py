@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_os import __version__
+from yolo_os._version import __version__
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, check_folder, check_writable, run_folder, written_whole
-from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused
+from yolo_os.files import RUN_KEYS, check_folder, check_outputs, is_dir, run_folder, write_text
+from yolo_os.modes.toward import TOWARD_KEYS, is_toward, shift_toward_checkpoint
+from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused, with_implied_method
 from yolo_os.settings import Key
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ KEYS = (
     *MODEL_KEYS,
     Key("data", (str,), None, "data set YAML, its shipped name, or a VOCdevkit folder", required=True),
     Key("out", (str,), None, "the shifted checkpoint; None: the model's name with -os, beside it"),
+    *TOWARD_KEYS,
     Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (budget, os, sos, sos_paper)"),
     *recipe_keys(),
     *DATA_KEYS,
@@ -47,6 +47,7 @@ KEYS = (
 EXAMPLES = (
     "yolo-os shift model=best.pt data=my.yaml",
     "yolo-os shift model=best.pt data=VOCdevkit layers=cls keep=0.8 out=best-os.pt",
+    "yolo-os shift model=best.pt toward=yolo11n.pt data=my.yaml retain=old.yaml",
     "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
     "torchrun --nproc-per-node 4 -m yolo_os shift model=best.pt data=my.yaml images=10000",
 )
@@ -54,7 +55,10 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Shift as the keys say; the exit code."""
-    shift_checkpoint(options)
+    if is_toward(options):
+        shift_toward_checkpoint(options)
+    else:
+        shift_checkpoint(options)
     return 0
 
 
@@ -66,18 +70,14 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
     """
     recipe = recipe_from(options)
     source = Path(options["model"])
-    if source.is_dir():
+    if is_dir(source):
         raise UserError(f"model={source}: it is a folder; give the checkpoint's file")
     out = Path(options["out"]) if options["out"] else source.with_name(f"{source.stem}-os.pt")
     if out.suffix != ".pt":
         raise UserError(f"out={out}: takes a name that ends in .pt, so that YOLO() opens it")
-    outputs = [("out", out), *([("json", Path(options["json"]))] if options["json"] else [])]
-    for key, path in outputs:
-        check_writable(path)
-        if source.exists() and path.exists() and path.samefile(source):
-            raise UserError(f"{key}={path} is the model itself: the input is never changed, choose another name")
-    if len({path.resolve() for _, path in outputs}) < len(outputs):
-        raise UserError(f"out= and json= name one file, {out}")
+    check_outputs({"out": out, "json": options["json"]}, {key: options[key] for key in ("model", "data", "recipe")})
+    if out.exists():
+        print(f"note: out={out} is there already and will be replaced", file=sys.stderr)
     check_folder("shift", options)
 
     from yolo_os.distributed import process_group
@@ -89,47 +89,32 @@ def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
 def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path) -> tuple[ShiftReport, Path]:
     """The shift itself, in one of several processes: all of them compute, the first one writes and prints."""
     from yolo_os.distributed import local_device, rank
+    from yolo_os.forward import silent
     from yolo_os.heads import find_head
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
     from yolo_os.integration.data import calibration_batches
     from yolo_os.integration.runtime import choose_device, progress_bar
-    from yolo_os.shift import check_finite, plan, shift_
+    from yolo_os.plots.shift import plot_report
+    from yolo_os.shift import shift_batches_
+    from yolo_os.shifter import check_finite, plan
 
     checkpoint = load_checkpoint(source, options["trust"])
     plan(find_head(checkpoint.model), recipe)
     check_finite(checkpoint.model)
-    device = choose_device(options["device"] or local_device())
-    model = checkpoint.model.to(device)
+    model = checkpoint.model.to(choose_device(options["device"] or local_device()))
     loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
     used, held_out = calibration_batches(model, options["data"], recipe, **loading)
-
+    progress = progress_bar if rank() == 0 else silent
+    report = shift_batches_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress)
     if rank() > 0:
-        return shift_(model, used, recipe, held_out=held_out, precision=checkpoint.precision), out
-    with ExitStack() as finishing:
-
-        def save_and_read_back() -> Any:
-            temporary = finishing.enter_context(written_whole(out))  # moved into place once it has been measured
-            save_shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__), temporary)
-            return load_checkpoint(temporary, options["trust"]).model.to(device)
-
-        report = shift_(
-            model,
-            used,
-            recipe,
-            held_out=held_out,
-            precision=checkpoint.precision,
-            reload=save_and_read_back,
-            progress=progress_bar,
-        )
-    report = replace(report, precision=str(checkpoint.precision).removeprefix("torch."))
+        return report, out
+    save_shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__), out)
     folder = run_folder("shift", options)
-    (folder / "shift.log").write_text(
-        f"model={source} data={options['data']} out={out}\n\n{report}\n", encoding="utf-8"
-    )
+    write_text(folder / "shift.log", f"model={source} data={options['data']} out={out}\n\n{report}\n")
     for path in filter(None, (folder / "report.json", options["json"])):
         report.save(path)
     if options["plots"]:
-        report.plot(folder)
+        plot_report(report, folder)
     print(f"{report}\n\nshifted checkpoint: {out}\nreport and plots:   {folder}")
     return report, out
 
@@ -138,9 +123,8 @@ def recipe_from(options: dict[str, Any]) -> ShiftRecipe:
     """The recipe file of the options, or the default recipe, with the recipe keys that were given in its place."""
     given = {key.name: options[key.name] for key in recipe_keys() if key.name in options}
     base = ShiftRecipe.from_yaml(options["recipe"]) if options["recipe"] else ShiftRecipe()
-    if not options["recipe"] and "method" not in given and {"samples", "sampling"} & set(given):
-        print("note: samples= and sampling= are settings of sos, so the method is sos", file=sys.stderr)
-        given["method"] = "sos"
+    if not options["recipe"]:
+        given = with_implied_method(given)
     recipe = base.replace(**given)
     warn_unused(given, recipe.method)
     return recipe

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.recipe import recipe_keys, warn_unused
+from yolo_os.recipe import recipe_keys, training_settings, warn_unused, with_implied_method
 from yolo_os.settings import Key, parse_pairs
 from yolo_os.training.schedule import SCHEDULE_KEYS
 
@@ -18,13 +17,30 @@ if TYPE_CHECKING:
 PREFIX = "os."
 # Of a recipe's settings, those of the images that a shift of a finished model draws; during training there are batches.
 _NOT_IN_TRAINING = ("images", "held_out")
+_SHIPPED = training_settings()
 _OWN = (
     *SCHEDULE_KEYS,
     Key(
         "final",
         (str, type(None)),
-        "budget",
+        None,
         "recipe of the shift of the saved weights at the end, a file or a shipped name; None: none",
+        filled=False,
+    ),
+    Key(
+        "toward",
+        (bool, str, type(None)),
+        None,
+        "at the end move all layers towards the weights that the training starts from, as far as val allows: True, or "
+        "their file; no other shift is then made unless os.every or os.final is given",
+        filled=False,
+    ),
+    Key("retain", (str, list, type(None)), None, "with os.toward: data that must not get worse", filled=False),
+    Key(
+        "retain_drop",
+        (float, type(None)),
+        None,
+        "with os.toward: most mAP that may be lost on retained data; None: the new data alone decide",
         filled=False,
     ),
     *(key for key in recipe_keys() if key.name not in _NOT_IN_TRAINING),
@@ -44,15 +60,16 @@ KEYS = (
         "settings in YAML, a file or a shipped name (train, sos, sos_paper); False: stock training",
         filled=False,
     ),
-    *(replace(key, name=f"{PREFIX}{key.name}", default=0.9 if key.name == "keep" else key.default) for key in _OWN),
+    *(replace(key, name=f"{PREFIX}{key.name}", default=_SHIPPED.get(key.name, key.default)) for key in _OWN),
 )
 NOTE = (
     "and every key of `yolo train`, which go to Ultralytics as they are; data= may also be a VOCdevkit folder. What is "
-    "written where, and what the final shift does: docs/train.md"
+    "written where, and what the final shift does: docs/training.md"
 )
 EXAMPLES = (
     "yolo-os train model=yolo11n.pt data=my.yaml epochs=100",
     "yolo-os train model=yolo11n.pt data=VOCdevkit epochs=50 imgsz=320 os.every=2epochs os.start=0.5",
+    "yolo-os train model=old.pt data=new.yaml epochs=50 os.toward=True os.retain=old.yaml",
     "yolo-os train model=yolo11n.pt data=my.yaml epochs=100 device=0,1 os=sos os.every=100",
     "yolo-os train model=runs/detect/train/weights/last.pt resume=True",
 )
@@ -93,9 +110,8 @@ def sos_from(given: Mapping[str, Any]) -> SOS | None:
         if settings:
             raise UserError(f"os=False trains without shifts: leave {PREFIX}{next(iter(settings))} away")
         return None
-    if choice is None and "method" not in settings and {"samples", "sampling"} & set(settings):
-        print("note: os.samples= and os.sampling= are settings of sos, so the method is sos", file=sys.stderr)
-        settings["method"] = "sos"
+    if choice is None:
+        settings = with_implied_method(settings, PREFIX)
     sos = SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
     warn_unused([name for name in settings if name != "max_loss_rise"], sos.recipe.method, PREFIX)
     return sos

@@ -51,12 +51,13 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Convert as the keys say; the exit code."""
-    from yolo_os.evaluation.dataset import convert
+    from yolo_os.conversion.dataset import convert
 
     dataset = convert(options["devkit"], options["out"], options["year"], options["classes"], options["copy"])
-    for split in dataset.splits.values():
-        for note in split.notes:
-            print(f"note: {note}", file=sys.stderr)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for warning in dataset.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     missing = {tag: sum(split.missing[tag] for split in dataset.splits.values()) for tag in ("difficult", "truncated")}
     for tag, count in missing.items():
         if count:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yolo_os.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
-
-if TYPE_CHECKING:
-    from yolo_os.report import LayerReport, ShiftReport
+from yolo_os.report import LayerReport, ShiftReport
 
 # One colour a role.
 _COLOURS = {
@@ -23,17 +20,27 @@ _COLOURS = {
 }
 
 
+def plot_report(report: ShiftReport, folder: Path) -> list[Path]:
+    """Write `layers.png` (norm and drift by layer) and `spectrum.png` (singular values of A); returns the paths."""
+    paths = [folder / "layers.png", folder / "spectrum.png"]
+    plot_layers(report, paths[0])
+    plot_spectra(report.layers, paths[1], report.recipe.rtol)
+    return paths
+
+
 def plot_layers(report: ShiftReport, path: Path) -> None:
     """Bars by layer: the squared norm kept, and the drift of the outputs on held-out anchor points."""
     layers = report.layers
     figure, (upper, lower) = new_figure(2, 1, (max(6.0, 0.55 * len(layers) + 2), 6.0), sharex=True)
     places = range(len(layers))
     colours = [_COLOURS[layer.role] for layer in layers]
-    kept = [layer.norm_ratio**2 for layer in layers]
-    upper.bar(places, kept, color=[colour if layer.skipped is None else GREY for colour, layer in zip(colours, layers)])
+    kept = [layer.keep for layer in layers]
+    upper.bar(
+        places, kept, color=[colour if layer.unchanged is None else GREY for colour, layer in zip(colours, layers)]
+    )
     upper.axhline(1, color="black", linewidth=0.8)
     upper.set_ylabel("squared norm kept")
-    upper.set_title(f"{report.recipe.method}: {report.norm_ratio**2:.1%} of the squared norm kept in all", fontsize=11)
+    upper.set_title(f"{report.recipe.method}: {report.keep:.1%} of the squared norm kept in all", fontsize=11)
     drift = [layer.drift or 0.0 for layer in layers]
     residual = [layer.residual or 0.0 for layer in layers]
     if any(drift) or any(residual):  # from exact on the sample to a visible change of the outputs
@@ -43,7 +50,7 @@ def plot_layers(report: ShiftReport, path: Path) -> None:
     lower.set_ylabel("relative change of outputs")
     lower.set_xticks(list(places), [layer.name for layer in layers], rotation=60, ha="right", fontsize=8)
     _legend(
-        upper, [layer.role for layer in layers], grey="unchanged" if any(layer.skipped for layer in layers) else None
+        upper, [layer.role for layer in layers], grey="unchanged" if any(layer.unchanged for layer in layers) else None
     )
     lower.legend(
         handles=[
@@ -79,44 +86,6 @@ def plot_spectra(layers: Sequence[LayerReport], path: Path, rtol: float | None =
         axis.axis("off")
     figure.supxlabel("index", fontsize=9)
     figure.supylabel("singular value of A / largest", fontsize=9)
-    save_figure(figure, path)
-
-
-def plot_training(folder: Path, path: Path) -> None:
-    """Head norm, loss and shifts over a training, from the `results.csv` and `shifts.csv` in its folder."""
-    from yolo_os.training.log import read_rows, shifts_in  # which imports torch
-
-    results, shifts = read_rows(folder / "results.csv"), shifts_in(read_rows(folder / "shifts.csv"))
-    epochs = {name: [float(row[name] or "nan") for row in results] for name in (results[0] if results else ())}
-    figure, (norm, loss, rise) = new_figure(3, 1, (7.0, 7.5), sharex=True)
-    when = epochs.get("epoch", [])
-    for name, label, colour in (("os/norm", "model", BLUE), ("os/norm_ema", "average (saved)", ORANGE)):
-        if name in epochs:
-            norm.plot(when, epochs[name], label=label, color=colour, marker=".")
-    for part, colour in (("train", BLUE), ("val", ORANGE)):
-        terms = [values for name, values in epochs.items() if name.startswith(f"{part}/") and "loss" in name]
-        if terms:
-            loss.plot(when, [sum(row) for row in zip(*terms)], label=part, color=colour, marker=".")
-    for back, colour, label in (("0", GREEN, "stands"), ("1", GREY, "taken back")):
-        made = [row for row in shifts if row["taken_back"] == back]
-        if made:
-            changes = [100 * (float(row["loss_after"]) / (float(row["loss_before"]) or nan) - 1) for row in made]
-            when = [int(row["epoch"]) for row in made]
-            rise.plot(when, changes, "o", color=colour, label=f"{label} ({len(made)})")
-    for epoch in {int(row["epoch"]) for row in shifts if row["taken_back"] == "0"}:
-        for axis in (norm, loss):
-            axis.axvline(epoch, color=GREEN, linewidth=0.6, alpha=0.5)
-    rise.axhline(0, color="black", linewidth=0.8)
-    norm.set_ylabel("norm of the head's\nprediction layers")
-    loss.set_ylabel("loss, sum of terms")
-    rise.set_ylabel("loss on the batch,\nchange by a shift (%)")
-    rise.set_xlabel("epoch")
-    rise.xaxis.get_major_locator().set_params(integer=True)
-    for axis in (norm, loss, rise):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, frameon=False)
-    if not shifts:
-        rise.text(0.5, 0.6, "no shift during training", transform=rise.transAxes, ha="center", fontsize=9)
     save_figure(figure, path)
 
 

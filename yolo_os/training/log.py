@@ -22,11 +22,11 @@ COLUMNS = (
     "rows",
     "norm_before",
     "norm_after",
-    "norm_ratio",
+    "keep",
     "residual",
     "loss_before",
     "loss_after",
-    "taken_back",
+    "reverted",
     "note",
 )
 
@@ -38,8 +38,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def shifts_in(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each shift that stands or was taken back, of the rows of all layers; not of one that moved nothing."""
-    return list({row["step"]: row for row in rows if int(row["taken_back"]) or not row["note"]}.values())
+    """A row for each shift that stands or was reverted, of the rows of all layers; not of one that moved nothing."""
+    return list({row["step"]: row for row in rows if int(row["reverted"]) or not row["note"]}.values())
 
 
 @dataclass
@@ -48,15 +48,15 @@ class ShiftLog:
 
     Attributes:
         path: of the file; None for a process that writes none (its totals count all the same).
-        shifts, taken_back: how many stand, and how many were taken back.
-        kept: share of the squared norm that the shifts of the present epoch left.
+        shifts, reverted: how many stand, and how many the loss did not allow.
+        keep: share of the squared norm that the shifts of the present epoch left.
         rises: relative rises of the loss on the batch, of the shifts of the present epoch that stand.
     """
 
     path: Path | None
     shifts: int = 0
-    taken_back: int = 0
-    kept: float = 1.0
+    reverted: int = 0
+    keep: float = 1.0
     rises: list[float] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
@@ -69,20 +69,20 @@ class ShiftLog:
 
     def begin_epoch(self, step: int) -> None:
         """Forget shifts after an optimizer step: an epoch that is done again, after NaN or an interruption."""
-        self.kept, self.rises = 1.0, []
+        self.keep, self.rises = 1.0, []
         rows = [row for row in self._rows if int(row["step"]) <= step]
         if len(rows) < len(self._rows):
             self._rows = rows
             self._save()
         made = shifts_in(rows)
-        self.taken_back = sum(bool(int(row["taken_back"])) for row in made)
-        self.shifts = len(made) - self.taken_back
+        self.reverted = sum(bool(int(row["reverted"])) for row in made)
+        self.shifts = len(made) - self.reverted
 
     def add(self, step: int, epoch: int, report: StepReport) -> None:
         """Note a shift: step counted from 1, epoch from 1 as in `results.csv`."""
         self.shifts += report.moved
-        self.taken_back += bool(report.taken_back)
-        self.kept *= report.kept
+        self.reverted += report.reverted
+        self.keep *= report.keep
         if report.moved:
             self.rises.append(report.rise)
         rows = [
@@ -91,14 +91,11 @@ class ShiftLog:
                 "epoch": epoch,
                 "layer": layer.name,
                 **{name: getattr(layer, name) for name in ("role", "m", "n", "rank", "rows")},
-                **{
-                    name: f"{getattr(layer, name):.6g}"
-                    for name in ("norm_before", "norm_after", "norm_ratio", "residual")
-                },
+                **{name: f"{getattr(layer, name):.6g}" for name in ("norm_before", "norm_after", "keep", "residual")},
                 "loss_before": f"{report.loss_before:.6g}",
                 "loss_after": f"{report.loss_after:.6g}",
-                "taken_back": int(bool(report.taken_back)),
-                "note": report.taken_back or layer.skipped or "",
+                "reverted": int(report.reverted),
+                "note": layer.unchanged or "",
             }
             for layer in report.layers
         ]
@@ -115,8 +112,8 @@ class ShiftLog:
         """
         return {
             "os/shifts": self.shifts,
-            "os/taken_back": self.taken_back,
-            "os/kept": self.kept,
+            "os/reverted": self.reverted,
+            "os/keep": self.keep,
             "os/rise": sum(self.rises) / len(self.rises) if self.rises else 0.0,
         }
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_os.errors import UserError
+from yolo_os.recipe import training_settings
 from yolo_os.settings import Key
 
+# Their defaults are those of `configs/train.yaml` (see `recipe.training_settings`).
 SCHEDULE_KEYS = (
     Key(
         "every",
         (int, str, type(None)),
-        "epoch",
+        None,
         "a number of optimizer steps, or of epochs as in 2epochs; None: no shift during training, only the final one",
         filled=False,
     ),
-    Key("start", (float,), 0.7, "share of the training after which the first shift may come", filled=False),
-    Key("end", (float,), 1.0, "share of the training after which no more shifts come", filled=False),
+    Key("start", (float,), None, "share of the training after which the first shift may come", filled=False),
+    Key("end", (float,), None, "share of the training after which no more shifts come", filled=False),
 )
 
 
@@ -34,9 +36,9 @@ class Schedule:
         UserError: on construction, naming the setting, what it takes and what it got.
     """
 
-    every: int | str | None = "epoch"
-    start: float = 0.7
-    end: float = 1.0
+    every: int | str | None = field(default_factory=lambda: training_settings()["every"])
+    start: float = field(default_factory=lambda: training_settings()["start"])
+    end: float = field(default_factory=lambda: training_settings()["end"])
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -67,18 +69,30 @@ class Schedule:
         return (self.steps or 0) > steps or (self.epochs or 0) > epochs
 
     def count(self, batches: int, accumulate: int, epochs: int) -> int:
-        """About how many shifts come in a training: by epochs of so many batches, that many of which make a step."""
-        shifts, step = 0, 0
-        for epoch in range(epochs):
-            last = self.period(step, epoch - 1)
-            for batch in range(accumulate - 1, batches, accumulate):
-                step += 1
-                if self.due(step, epoch, last, (epoch + batch / batches) / epochs):
-                    shifts, last = shifts + 1, self.period(step, epoch)
+        """About how many shifts come in a training: by epochs of so many batches, that many of which make a step.
+
+        Batches that are over at the end of an epoch go into the first step of the next, as Ultralytics has it.
+        """
+        shifts, last, current = 0, 0, -1
+        for step, ended in enumerate(range(accumulate - 1, batches * epochs, accumulate), 1):
+            epoch, batch = divmod(ended, batches)
+            if epoch > current:
+                last, current = max(last, self.period(step - 1, epoch - 1)), epoch
+            if self.due(step, epoch, last, batch / batches, epochs):
+                shifts, last = shifts + 1, self.period(step, epoch)
         return shifts
 
-    def due(self, step: int, epoch: int, last: int, progress: float) -> bool:
-        """Whether a shift comes in a step, `last` being the period of the one before, at this share of the training."""
+    def due(self, step: int, epoch: int, last: int, done: float, epochs: int) -> bool:
+        """Whether a shift comes in a step.
+
+        Args:
+            step: counted from 1.
+            epoch: the step's, counted from 0.
+            last: the period of the shift before.
+            done: share of the epoch before the step's last batch.
+            epochs: of the training. Where these are counted, they count as within `start` and `end` by their beginning.
+        """
+        progress = (epoch + (done if self.steps else 0.0)) / max(epochs, 1)
         return self.period(step, epoch) > last and self.within(progress)
 
     def period(self, step: int, epoch: int) -> int:

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from builders import write_devkit, write_picture, xml
 
-import yolo_os.evaluation.dataset as module
+import yolo_os.conversion.dataset as module
+from yolo_os.conversion.dataset import convert
 from yolo_os.errors import UserError
-from yolo_os.evaluation.dataset import convert
-from yolo_os.voc import dataset_for, devkit_of, is_devkit, make_dataset, read_devkit
+from yolo_os.voc import dataset_for, devkit_of, make_dataset
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_only_its_own_data_set_is_replaced(kit, tmp_path):
 def test_a_failure_leaves_nothing_behind(kit, tmp_path, monkeypatch):
     out = make_dataset(kit, tmp_path / "out")
     before = out.read_text()
-    monkeypatch.setattr(module, "_label_lines", lambda *args: 1 / 0)
+    monkeypatch.setattr(module, "write_split", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_dataset(kit, tmp_path / "out", classes="cat")
     assert out.read_text() == before
@@ -181,64 +181,67 @@ def test_dataset_for_a_devkit_is_made_once_and_again_after_a_change(kit, monkeyp
     assert [p.name for p in (first.parent / "images/train2007").iterdir()] == ["b.jpg"]
 
 
-def test_which_paths_are_devkits(kit, tmp_path):
-    assert all(map(is_devkit, (kit, str(kit), kit / "VOC2007")))
-    assert not is_devkit(make_dataset(kit, tmp_path / "out"))
-    assert not is_devkit(tmp_path / "out")
-    assert not is_devkit("VOC.yaml")
+def test_folders_of_one_name_get_numbers(tmp_path):
+    kits = [
+        write_devkit(tmp_path / name, {"a": [("cat", (1, 1, 9, 9))]}, {"train": "a"}, year="my-export")
+        for name in "xyz"
+    ]
+    roots = [kit / "VOCmy-export" for kit in kits]
+    data = yaml.safe_load(make_dataset(roots, tmp_path / "out").read_text())
+    assert data["train"] == ["images/trainmy-export", "images/trainmy-export-2", "images/trainmy-export-3"]
 
 
-def ultralytics_layout(kit, base):
-    """As Ultralytics' VOC.yaml leaves it: the devkit without its images, which are moved to images/test2007."""
-    shutil.copytree(kit, base / "images/VOCdevkit")
-    for split, stems in (("train", "ab"), ("val", "c"), ("test", "d")):
-        (base / "images" / f"{split}2007").mkdir()
-        for stem in stems:
-            shutil.move(
-                base / f"images/VOCdevkit/VOC2007/JPEGImages/{stem}.jpg", base / f"images/{split}2007/{stem}.jpg"
-            )
-    return {
-        "train": ["images/train2007", "images/val2007"],
-        "val": ["images/test2007"],
-        "test": ["images/test2007"],
-        "names": {0: "dog", 1: "cat"},
-    }
+def test_images_in_folders_below(tmp_path):
+    images = {f"{cam}/f 1": [("cat", (1, 1, 50, 40))] for cam in ("cam1", "cam2")}
+    kit = write_devkit(tmp_path / "kit", images, {"train": ['"cam1/f 1"', "cam2/f 1"], "val": ["cam2/f 1"]})
+    file = make_dataset(kit, tmp_path / "out")
+    for cam in ("cam1", "cam2"):
+        assert labels(file, f"train2007/{cam}", "f 1") == [[7, 0.25, 0.25, 0.5, 0.5]]
+        assert (file.parent / f"images/train2007/{cam}/f 1.jpg").is_symlink()
 
 
-def test_finds_the_devkit_of_ultralytics_own_layout(kit, tmp_path):
-    base = tmp_path / "datasets" / "VOC"
-    file = tmp_path / "VOC.yaml"
-    file.write_text(yaml.safe_dump({"path": str(base), **ultralytics_layout(kit, base)}))
-    source = devkit_of(file)
-    test = source.read("test")
-    assert (test.images, test.classes) == (("d",), ("dog", "cat"))
-    assert test.image_files == (base / "images/test2007/d.jpg",)
-    assert source.read("train").images == ("a", "b", "c")
-    assert source.read("val").images == ("d",)
+def test_an_empty_list_leaves_its_split_out_and_says_so(tmp_path):
+    kit = write_devkit(
+        tmp_path / "kit", {s: [("cat", (1, 1, 9, 9))] for s in "abc"}, {"train": "ab", "val": "c", "test": []}
+    )
+    dataset = convert(kit, tmp_path / "out")
+    assert list(dataset.splits) == ["train", "val"]
+    assert "test.txt is empty" in dataset.notes[0]
 
 
-def test_finds_a_relative_path_where_ultralytics_keeps_its_data_sets(kit, tmp_path, monkeypatch):
-    base = tmp_path / "datasets" / "VOC"
-    (tmp_path / "Ultralytics").mkdir()
-    (tmp_path / "Ultralytics/settings.json").write_text(f'{{"datasets_dir": "{tmp_path / "datasets"}"}}')
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
-    ultralytics_layout(kit, base)
-    assert devkit_of("VOC.yaml").read("test").images == ("d",)  # the file that Ultralytics ships
+def test_a_split_without_images_leaves_the_others(kit, tmp_path):
+    for stem in "ab":
+        (kit / f"VOC2007/JPEGImages/{stem}.jpg").unlink()
+    dataset = convert(kit, tmp_path / "out")
+    assert list(dataset.splits) == ["val", "test"]
+    assert "no image of train could be used: left out" in dataset.notes
+    assert [problem.lost for problem in dataset.problems if problem.file.suffix == ".jpg"] == [True, True]
 
 
-def test_data_sets_without_a_devkit(kit, tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        devkit_of(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("- a\n")
-    with pytest.raises(UserError, match="is no data"):
-        devkit_of(tmp_path / "bad.yaml")
-    (tmp_path / "other.yaml").write_text("train: images/train\nval: images/val\nnames: [a]\n")
-    with pytest.raises(UserError, match=r"no VOC annotations belong to it .* give devkit="):
-        devkit_of(tmp_path / "other.yaml")
-    out = make_dataset(kit, tmp_path / "out")
-    with pytest.raises(UserError, match="split=minival: the data set has train, val, test"):
-        devkit_of(out).read("minival")
-    assert devkit_of(out.parent).read("test").images == read_devkit(kit).images
-    shutil.rmtree(kit)
-    with pytest.raises(UserError, match=r"was made from .*VOC2007, which is not there any more"):
-        devkit_of(out)
+def test_images_that_are_damaged_are_left_out(kit, tmp_path):
+    (kit / "VOC2007/JPEGImages/a.jpg").write_bytes(b"")
+    dataset = convert(kit, tmp_path / "out")
+    assert dataset.splits["train"].images == ("b",)
+    assert "a.jpg: the image can't be read" in (tmp_path / "out/problems.txt").read_text()
+
+
+def test_the_same_image_in_two_splits_is_a_warning(tmp_path):
+    kit = write_devkit(
+        tmp_path / "kit", {s: [("cat", (1, 1, 9, 9))] for s in "abcd"}, {"train": "ab", "val": "c", "test": "bd"}
+    )
+    for number, stem in enumerate("abc"):
+        write_picture(kit / f"VOC2007/JPEGImages/{stem}.jpg", (100, 80 + number))
+    shutil.copy(kit / "VOC2007/JPEGImages/c.jpg", kit / "VOC2007/JPEGImages/d.jpg")
+    by_name, by_content = convert(kit, tmp_path / "out").warnings
+    assert "1 of the images of test are in train too (b.jpg)" in by_name
+    assert "1 of the images of test are in val too (c.jpg = d.jpg)" in by_content
+
+
+def test_objects_of_classes_that_are_not_named_are_said(kit, tmp_path):
+    dataset = convert(kit, tmp_path / "out", classes="Cat,horse")
+    (problem,) = (problem for problem in dataset.problems if "left out" in problem.text)
+    assert (problem.text, problem.lost) == ("2 objects of 'cat' left out: the class named is 'Cat'", True)
+    assert dataset.notes[:2] == (
+        "2 objects are left out, of classes that are not named: 2 of dog",
+        "no object is of class Cat, horse",
+    )

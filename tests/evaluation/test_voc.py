@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from voc_oracle import THRESHOLDS, loop_voc
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.voc import RECALL_POINTS, _order_falling
+from yolo_os.evaluation.voc import RECALL_POINTS
 from yolo_os.voc import evaluate_detections, evaluate_voc, read_detections, read_devkit
 
 
@@ -117,12 +117,6 @@ def test_equal_scores_keep_the_order_given():
     hit, miss = (0, 0, A, 0.5), (0, 0, FAR, 0.5)
     assert evaluate(gt, [hit, miss]).ap[0] == 1.0
     assert evaluate(gt, [miss, hit]).ap[0] == 0.5
-
-
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 0.5]), max_size=50))
-def test_scores_of_any_size_and_sign_are_sorted_stably(scores):
-    values = np.array(scores, dtype=np.float64)
-    np.testing.assert_array_equal(_order_falling(values), np.argsort(-values, kind="stable"))
 
 
 def test_iou_of_exactly_the_threshold_matches():

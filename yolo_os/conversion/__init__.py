@@ -1,0 +1,1 @@
+"""Data sets for Ultralytics, made of annotations that it does not read."""

@@ -1,0 +1,151 @@
+"""What `yolo-os val` prints and writes of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolo_os.evaluation.bootstrap import Bootstrap, bootstrap
+from yolo_os.evaluation.detection_files import comp4
+from yolo_os.evaluation.detections import Detections
+from yolo_os.evaluation.voc import VOCResult, none_if_nan
+from yolo_os.files import file_name
+from yolo_os.plots.evaluation import plot_curves, plot_differences
+from yolo_os.terminal import in_table
+
+
+@dataclass(frozen=True)
+class Run:
+    """One detector: its name, what it found, its figures."""
+
+    name: str
+    came_as_comp4: bool
+    detections: Detections
+    result: VOCResult
+    coco: dict[str, float] | None
+    ultralytics_map50: float | None
+
+
+def report_one(run: Run, replicates: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Print the figures of one detector; returns what goes into the JSON file."""
+    content = run.result.to_dict() | _facts(run)
+    if replicates:
+        bars = bootstrap(run.result, replicates=replicates, seed=options["seed"])
+        print(f"\n{_table_with_bars(run.result, bars)}")
+        print(f"95% intervals from {bars.replicates} bootstrap replicates of the {bars.images} images")
+        content["bootstrap"] = _named(bars, run.result.names)
+    else:
+        print(f"\n{run.result}")
+    print(_coco_line(run))
+    return content
+
+
+def report_several(runs: Sequence[Run], replicates: int, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Print detectors side by side, and the gain of each over the first; returns what goes into the JSON file."""
+    first = runs[0]
+    print(f"\n{_side_by_side(runs)}")
+    for run in runs:
+        print(f"{run.name}: {_coco_line(run)}")
+    content: dict[str, Any] = {"detectors": {run.name: run.result.to_dict() | _facts(run) for run in runs}}
+    content["gains"] = {}
+    for run in runs[1:] if replicates else []:
+        gain = bootstrap(first.result, run.result, replicates=replicates, seed=options["seed"])
+        print(f"\ngain of {run.name} over {first.name} on the same {gain.images} images, 95% paired intervals")
+        print(f"  mAP07 {gain.map07}\n  mAP10 {gain.map}")
+        sure = [
+            f"{name} {each.value:+.4f}"
+            for name, each in sorted(zip(first.result.names, gain.ap), key=lambda pair: -pair[1].value)
+            if each.low > 0 or each.high < 0
+        ]
+        print(f"  classes whose AP10 interval leaves out 0: {', '.join(sure) or 'none'}")
+        content["gains"][run.name] = {"over": first.name} | _named(gain, first.result.names)
+        if options["plots"]:
+            title = f"{run.name} against {first.name}"
+            plot_differences(first.result.names, gain, title, folder / f"{_label(run)}_gain.png")
+    print()
+    return content
+
+
+def not_yolo_val(runs: Sequence[Run]) -> str:
+    """The one line on how these figures differ from `yolo val`'s."""
+    known = [f"{run.ultralytics_map50:.4f}" for run in runs if run.ultralytics_map50 is not None]
+    figure = f" ({', '.join(known)} here)" if known else ""
+    return (
+        f"yolo val's mAP50 of the same detections{figure} is another number: it counts hits on difficult objects as"
+        " false, averages 101 recalls, gives a second hit the next free box, and Ultralytics' own VOC labels lie half a"
+        " pixel off (docs/evaluation.md)"
+    )
+
+
+def leave_files(runs: Sequence[Run], folder: Path, options: dict[str, Any]) -> None:
+    """Precision-recall plots, and the devkit's text files of what did not come as such."""
+    for run in runs:
+        label = _label(run)
+        if options["plots"]:
+            plot_curves(run.result, folder / ("pr_curves.png" if len(runs) == 1 else f"{label}_pr_curves.png"))
+        if not run.came_as_comp4:
+            comp4.write(
+                run.detections, folder / "comp4" if len(runs) == 1 else folder / "comp4" / label, options["split"]
+            )
+
+
+def _label(run: Run) -> str:
+    """A detector's name as a part of file names."""
+    return file_name(run.name.replace("/", "_"))
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What the JSON file says besides the figures."""
+    facts: dict[str, Any] = {"detections": len(run.detections.score), "left_out": run.detections.dropped}
+    if run.coco:
+        facts["coco_without_difficult"] = {name: none_if_nan(value) for name, value in run.coco.items()}
+    if run.ultralytics_map50 is not None:
+        facts["yolo_val_map50"] = none_if_nan(run.ultralytics_map50)
+    return facts
+
+
+def _named(bars: Bootstrap, names: Sequence[str]) -> dict[str, Any]:
+    """Error bars with classes by name."""
+    content = bars.to_dict()
+    return content | {key: dict(zip(names, content[key])) for key in ("ap", "ap07")}
+
+
+def _table_with_bars(result: VOCResult, bars: Bootstrap) -> str:
+    names = [*map(in_table, result.names), "mean"]
+    width = max(map(len, names))
+    rows = [f"{'class':<{width}}  {'AP07':<24}  {'AP10':<24}  npos"]
+    entries = zip(names, (*bars.ap07, bars.map07), (*bars.ap, bars.map), (*result.npos, result.npos.sum()))
+    rows += [f"{name:<{width}}  {ap07!s:<24}  {ap!s:<24}  {npos:>4}" for name, ap07, ap, npos in entries]
+    return "\n".join(rows).replace("nan [nan, nan]", "-             ")
+
+
+def _side_by_side(runs: Sequence[Run]) -> str:
+    """AP10 of each class for each detector, and both means."""
+    first = runs[0].result
+    names, titles = [*map(in_table, first.names)], [in_table(run.name) for run in runs]
+    width = max(map(len, (*names, "mean AP10")))
+    columns = [max(6, len(title)) for title in titles]
+    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{title:>{size}}" for title, size in zip(titles, columns)) + "    npos"]
+    for index, name in enumerate(names):
+        values = "  ".join(f"{_figure(run.result.ap[index]):>{size}}" for run, size in zip(runs, columns))
+        rows.append(f"{name:<{width}}  {values}  {first.npos[index]:>6}")
+    for label, means in (
+        ("mean AP10", [run.result.map for run in runs]),
+        ("mean AP07", [run.result.map07 for run in runs]),
+    ):
+        rows.append(f"{label:<{width}}  " + "  ".join(f"{_figure(mean):>{size}}" for mean, size in zip(means, columns)))
+    return "\n".join(rows)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == value else "-"
+
+
+def _coco_line(run: Run) -> str:
+    if run.coco is None:
+        return f"COCO's numbers: skipped for {len(run.detections.score):,} detections; coco=True computes them"
+    return "COCO's numbers, without difficult objects: " + ", ".join(
+        f"{name} {run.coco[name]:.4f}" for name in ("AP", "AP50", "AP75", "AR 100")
+    )

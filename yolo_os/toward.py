@@ -1,0 +1,620 @@
+"""Move a model's weights towards those that its training started from, as far as unseen images say it helps.
+
+Of all weights that serve as well, take those nearest to an origin. A shift of prediction layers has zero as origin;
+here it is the weights W0 before the training, for every layer. With a share a of the way from there to the trained
+weights W, W' = W0 + a (W - W0): a = 1 leaves the model as it is, a = 0 is the origin. Small shares give back what the
+training forgot; how small is decided by mAP on images that it did not learn from (docs/toward.md).
+
+The parts: `Line` says what moves between which ends, `choose` which share is taken, `move_toward_` does it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_os.errors import UserError
+from yolo_os.evaluation.bootstrap import Difference, bootstrap
+from yolo_os.evaluation.voc import VOCResult
+from yolo_os.files import written_whole
+from yolo_os.forward import Progress, silent
+from yolo_os.heads import find_head, last_module
+from yolo_os.linalg import in_float64
+from yolo_os.shifter import Weights
+
+# Judged besides 1, the model as it is, and 0, the origin: those two are the ends that a step is compared with.
+SHARES = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2)
+# A step has to beat staying by this many standard errors of the paired difference, or nothing moves.
+BEATS = 1.0
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Weights that a training started from.
+
+    Attributes:
+        state: parameters and buffers by name.
+        classes: names of the classes in their order.
+        task: of the model, such as `detect`.
+        source: what a report calls it.
+    """
+
+    state: Mapping[str, Tensor]
+    classes: tuple[str, ...]
+    task: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A tensor on its way: its distance to the origin, before and after."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Stayed:
+    """A tensor that was left alone, and why; its distance to the origin where it has a counterpart there."""
+
+    name: str
+    reason: str
+    distance: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The straight line from an origin to a model, over the tensors that both have.
+
+    Attributes:
+        tensors: the model's own, by name.
+        origin: their counterparts, class rows in the model's order, on the devices of the tensors.
+        stayed: the model's other tensors.
+        head: name of the module that predicts, such as `model.22`.
+        source: what a report calls the origin.
+        complete: whether share 0 is the origin: whether only what no output depends on stays.
+    """
+
+    tensors: dict[str, Tensor]
+    origin: dict[str, Tensor]
+    stayed: tuple[Stayed, ...]
+    head: str
+    source: str
+    complete: bool
+
+    def values(self, share: float) -> dict[str, Tensor]:
+        """The weights at a share of the way: bit for bit the model's at 1 and the origin's at 0."""
+        if share == 1:
+            return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        if share == 0:
+            return dict(self.origin)
+        return {name: _between(self.origin[name], tensor, share) for name, tensor in self.tensors.items()}
+
+    def distances(self) -> dict[str, float]:
+        """How far each tensor is from its counterpart, now."""
+        return {name: _distance(tensor, self.origin[name]) for name, tensor in self.tensors.items()}
+
+
+def line_to(model: nn.Module, origin: Origin, task: str | None = None) -> Line:
+    """What of a model can move towards an origin, and between which ends.
+
+    Args:
+        model: the bare model (see `heads.unwrap`), not fused.
+        origin: of the same architecture; its head may be one for other classes.
+        task: of the model; compared with the origin's where given.
+
+    Raises:
+        UserError: if the two do not belong together, or their weights are the same or not finite.
+    """
+    mine = named_tensors(model)
+    classes = _class_names(model)
+    _check(mine, origin, task)
+    rows = None if classes == origin.classes else _order(classes, origin.classes)
+    by_class = _tensors_by_class(model, len(classes))
+    head = next(name for name, module in model.named_modules() if module is last_module(model))
+    tensors, ends, stayed = {}, {}, []
+    for name, tensor in mine.items():
+        end = origin.state.get(name)
+        if end is None:
+            stayed.append(Stayed(name, "the origin has no tensor of this name"))
+            continue
+        if end.shape != tensor.shape:
+            stayed.append(Stayed(name, "the origin's has another shape"))
+            continue
+        if not tensor.is_floating_point():
+            stayed.append(Stayed(name, "it counts batches: whole numbers are not moved"))
+            continue
+        if name in by_class and classes != origin.classes:
+            if rows is None or not by_class[name]:
+                why = "others" if rows is None else "in another order"
+                reason = f"its outputs are classes, and the origin's are {why}"
+                stayed.append(Stayed(name, reason, _distance(tensor, end)))
+                continue
+            end = end[torch.tensor(rows)]
+        end = end.detach().to(tensor)
+        if torch.equal(end, tensor):
+            stayed.append(Stayed(name, "it did not change in the training", 0.0))
+        else:
+            tensors[name], ends[name] = tensor, end
+    if not tensors:
+        raise UserError(f"toward={origin.source}: its weights are those of the model: there is no way to go")
+    complete = all(each.distance == 0 or "batches" in each.reason for each in stayed)
+    return Line(tensors, ends, tuple(stayed), head, origin.source, complete)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a model by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What one set of images says of the weights in place.
+
+    Attributes:
+        result: VOC AP on the images that decide.
+        unused: VOC AP on images that no decision may use; None where there are too few to set apart.
+        loss: the model's own training loss on all of them; None where it can't be taken.
+        rare: classes that are there, but too rarely to count in mAP.
+    """
+
+    result: VOCResult
+    unused: VOCResult | None = None
+    loss: float | None = None
+    rare: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A share's figures on one set of images.
+
+    Attributes:
+        map: VOC mAP (AP of 2010).
+        gain: of that over staying, with its paired interval over images; None for staying itself.
+        loss: training loss per image.
+    """
+
+    map: float
+    gain: Difference | None = field(compare=False)
+    loss: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"map", "gain": {"value", "low", "high", "stderr"} or None, "loss"}`."""
+        names = ("value", "low", "high", "stderr")
+        gain = None if self.gain is None else {name: getattr(self.gain, name) for name in names}
+        return {"map": self.map, "gain": gain, "loss": self.loss}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One share that was judged.
+
+    Attributes:
+        share: of the way from the origin to the model.
+        distance: of the parameters to the origin, relative to the norm of the origin's.
+        new: figures on the data that the model was trained for.
+        retained: figures on each set that must not get worse, by name.
+    """
+
+    share: float
+    distance: float
+    new: Figure
+    retained: dict[str, Figure] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures on the new data beside the share; those on retained sets under `retained`."""
+        retained = {name: figure.to_dict() for name, figure in self.retained.items()}
+        return {"share": self.share, **self.new.to_dict(), "distance": self.distance, "retained": retained}
+
+
+@dataclass(frozen=True)
+class Part:
+    """How far the moved tensors of one part of the model are from the origin, relative to the origin's norm."""
+
+    name: str
+    tensors: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class TowardReport:
+    """A shift towards an origin.
+
+    Attributes:
+        share: what is left of the way that the training went; 1: nothing moved.
+        reason: why this share.
+        tried: all shares judged, from 1 down; 0 is the origin itself, judged where all of the model can move.
+        moved, stayed: every tensor of the model.
+        parts: the moved ones, summed up.
+        origin: where the origin came from.
+        images: how many decided, by set: `new` first.
+        unused: mAP on the images of the new data that no decision used, before and after, and the paired gain; None
+            where there were too few images to set any apart.
+        unused_images: how many.
+        retain_drop: most mAP that was allowed to be lost on a retained set.
+        precision: of the weights that were judged, such as `float16`.
+        warnings: what a person should know before using the weights.
+    """
+
+    share: float
+    reason: str
+    tried: tuple[Trial, ...]
+    moved: tuple[Moved, ...]
+    stayed: tuple[Stayed, ...]
+    parts: tuple[Part, ...]
+    origin: str
+    images: dict[str, int]
+    unused: tuple[float, Figure] | None
+    unused_images: int
+    retain_drop: float | None
+    precision: str
+    warnings: tuple[str, ...] = ()
+
+    def trial(self, share: float) -> Trial:
+        """The figures of a share that was judged."""
+        return next(trial for trial in self.tried if trial.share == share)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what moved, and what that did to mAP."""
+        if self.share == 1:
+            return f"Nothing moved: {self.reason}; the weights are as they were."
+        taken, stay = self.trial(self.share), self.trial(1.0)
+        text = f"Moved to {self.share:g} of the way from {self.origin}: {self.reason}. "
+        if self.unused is not None:
+            before, after = self.unused
+            text += f"On {self.unused_images} val images that no decision used, mAP {_change(before, after)}"
+        else:
+            text += f"On the {self.images['new']} val images that the share was chosen on, mAP "
+            text += _change(stay.new.map, taken.new)
+        for name, figure in taken.retained.items():
+            text += f"; on {name} {_change(stay.retained[name].map, figure)}"
+        return f"{text}."
+
+    def __str__(self) -> str:
+        """A table of the shares, one of what moved, and the verdict."""
+        lines = [f"origin: {self.origin}", ""]
+        lines += _columns(self.tried, self.share)
+        lines += ["", f"{'':<34}{'tensors':>8}{'distance to the origin':>26}"]
+        for part in self.parts:
+            lines.append(f"{part.name:<34}{part.tensors:>8}{part.before:>15.4f} ->{part.after:>8.4f}")
+        for reason, count in Counter(each.reason for each in self.stayed).items():
+            lines.append(f"{'unchanged':<34}{count:>8}   {reason}")
+        lines += ["", *(f"warning: {warning}" for warning in self.warnings), self.verdict]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON, under the one key `toward`; what was not measured is None."""
+        unused = None
+        if self.unused is not None:
+            unused = {"images": self.unused_images, "map_before": self.unused[0], **self.unused[1].to_dict()}
+        return {
+            "toward": {
+                "share": self.share,
+                "reason": self.reason,
+                "tried": [trial.to_dict() for trial in self.tried],
+                "moved": [asdict(each) for each in self.moved],
+                "stayed": [asdict(each) for each in self.stayed],
+                "parts": [asdict(part) for part in self.parts],
+                "origin": self.origin,
+                "images": self.images,
+                "unused": unused,
+                "retain_drop": self.retain_drop,
+                "precision": self.precision,
+                "warnings": list(self.warnings),
+                "verdict": self.verdict,
+            }
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON; the file appears whole or not at all."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(json.dumps(_finite(self.to_dict()), indent=2), encoding="utf-8")
+
+
+Judge = Callable[[], Mapping[str, Judged]]
+
+
+def move_toward_(
+    line: Line,
+    judge: Judge,
+    *,
+    shares: Sequence[float] = SHARES,
+    retain_drop: float | None = None,
+    precision: torch.dtype | None = None,
+    progress: Progress = silent,
+    warnings: Sequence[str] = (),
+) -> TowardReport:
+    """Judge a few shares of a line and move the model to the one that `choose` takes, in place.
+
+    Args:
+        line: of the model.
+        judge: judges the weights in place: the new data first, then retained sets, by name. Its images must be none
+            that the training learned from.
+        shares: between 0 and 1; 1 is always judged, and 0 where the line ends at the origin.
+        retain_drop: see `choose`.
+        precision: see `Weights`.
+        progress: wraps the shares, with a title, to show a progress bar.
+        warnings: what the caller knows already.
+
+    Raises:
+        UserError: for shares that are none.
+    """
+    shares = check_shares(shares)
+    weights = Weights(line.tensors, precision)
+    before = line.distances()
+    with weights.put_back_on_error():
+        ends = [0.0] if line.complete else []
+        judged = {
+            share: weights.measure(line.values(share), judge) for share in progress([1.0, *shares, *ends], "shares")
+        }
+        share, reason = choose(judged, retain_drop)
+        if share != 1:
+            weights.write_(line.values(share))
+    after = line.distances()
+    moved = [Moved(name, before[name], after[name]) for name in line.tensors] if share != 1 else []
+    stayed = [*line.stayed]
+    if share == 1:
+        stayed += [Stayed(name, "staying is best", before[name]) for name in line.tensors]
+    stay, taken = (next(iter(judged[each].values())) for each in (1.0, share))
+    unused = None
+    if stay.unused is not None and taken.unused is not None:
+        unused = stay.unused.map, Figure(taken.unused.map, _gain(stay.unused, taken.unused), None)
+    distance = _relative(line, {name: value for name, value in before.items() if not _is_statistic(name)})
+    return TowardReport(
+        share,
+        reason,
+        tuple(_trial(each, each * distance, judged[each], judged[1.0]) for each in judged),
+        tuple(moved),
+        tuple(stayed),
+        tuple(_parts(line, before, after)),
+        line.source,
+        {name: len(each.result.matches.image_ids) for name, each in judged[1.0].items()},
+        unused,
+        0 if stay.unused is None else len(stay.unused.matches.image_ids),
+        retain_drop,
+        str(precision or next(iter(line.tensors.values())).dtype).removeprefix("torch."),
+        (*warnings, *_warnings(judged, share, line)),
+    )
+
+
+def choose(judged: Mapping[float, Mapping[str, Judged]], retain_drop: float | None = None) -> tuple[float, str]:
+    """Which share to take, and why: the largest step within one standard error of the best.
+
+    The best is the share of the highest mAP on the new data. It has to beat staying by BEATS standard errors, else
+    nothing moves. Of the shares whose mAP lies at most one standard error of the paired difference below the best, the
+    smallest is taken: the nearest to the origin of those that serve as well. The origin itself, share 0, is judged for
+    comparison and never taken.
+
+    Args:
+        judged: by share, 1 among them, what each set of images says: the new data first, then retained sets.
+        retain_drop: most mAP that may be lost on any retained set, against the best share there; shares that lose
+            more, staying included, are out. None: retained sets decide nothing.
+    """
+    new = next(iter(judged[1.0]))
+    score = {share: each[new].result.map for share, each in judged.items()}
+    if math.isnan(score[1.0]):
+        return 1.0, "the images that decide hold no objects, so there is no mAP to judge by"
+    allowed = [share for share in judged if share != 0 and _retains(judged, share, retain_drop)]
+    if not allowed:
+        return 1.0, f"every share loses more than retain_drop={retain_drop:g} on a retained set"
+    best = max(allowed, key=lambda share: (score[share], -share))
+    if 1.0 in allowed:
+        gain = None if best == 1 else _gain(judged[1.0][new].result, judged[best][new].result)
+        if gain is None or gain.value <= 0 or gain.value < BEATS * gain.stderr:
+            return 1.0, "no share beats staying on the val images"
+    near = [share for share in allowed if share < best and _within_error(judged[share][new], judged[best][new])]
+    kept = " of those that keep the retained sets" if len(allowed) < sum(share != 0 for share in judged) else ""
+    if not near:
+        return best, "nothing moved" if best == 1 else f"the best on the val images{kept}"
+    return min(near), f"the largest step within one standard error of the best{kept} ({best:g})"
+
+
+def check_shares(shares: Sequence[float]) -> list[float]:
+    """Shares to judge, largest step last.
+
+    Raises:
+        UserError: if one is no number between 0 and 1.
+    """
+    if not shares:
+        raise UserError("shares=: takes one share at least, such as shares=0.8,0.5")
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise UserError(f"shares={share}: takes numbers between 0 (the origin) and 1 (the model as it is)")
+    return sorted({float(share) for share in shares}, reverse=True)
+
+
+def _check(mine: Mapping[str, Tensor], origin: Origin, task: str | None) -> None:
+    """Refuse an origin that does not belong to a model.
+
+    Raises:
+        UserError: in one line, saying why.
+    """
+    source, state = f"toward={origin.source}", origin.state
+    if task is not None and task != origin.task:
+        raise UserError(f"{source}: a model of the task '{origin.task}', and this one's is '{task}'")
+    for whose, tensors in (("the model's", mine), ("the origin's", state)):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(f"{whose} weights are not finite: {name} holds NaN or infinity")
+    for whose, tensors in (("the model is", mine), (f"{source}: it is", state)):
+        if not any(name.endswith(_STATISTICS) for name in tensors):
+            raise UserError(
+                f"{whose} fused: its BatchNorm layers are gone, so weights can't be told apart; take the file"
+            )
+    channels = [_input_channels(tensors) for tensors in (mine, state)]
+    if channels[0] != channels[1]:
+        raise UserError(f"{source}: it takes images of {channels[1]} channels, and the model of {channels[0]}")
+    floats = [name for name, tensor in mine.items() if tensor.is_floating_point()]
+    fitting = sum(name in state and state[name].shape == mine[name].shape for name in floats)
+    if fitting < len(floats) / 2:
+        raise UserError(
+            f"{source}: another architecture: {fitting} of the model's {len(floats)} tensors have a counterpart there"
+        )
+
+
+def _input_channels(tensors: Mapping[str, Tensor]) -> int | None:
+    """Of the first convolution."""
+    return next((tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4), None)
+
+
+def _class_names(model: nn.Module) -> tuple[str, ...]:
+    names: Any = getattr(model, "names", None) or {}
+    return tuple(str(names[key]) for key in sorted(names)) if isinstance(names, Mapping) else tuple(map(str, names))
+
+
+def _order(classes: tuple[str, ...], given: tuple[str, ...]) -> list[int] | None:
+    """Where each class stands among the given ones; None if these are not the same classes, each once."""
+    if len(set(given)) < len(given) or sorted(classes) != sorted(given):
+        return None
+    return [given.index(name) for name in classes]
+
+
+def _tensors_by_class(model: nn.Module, classes: int) -> dict[str, bool]:
+    """Names of the tensors that tell classes apart, and whether they hold one row for each class, in their order.
+
+    Those of the class prediction layers; of layers that predict boxes and classes at once, whose rows are mixed; and
+    RT-DETR's embedding of labels, which only its training uses. A layer of embeddings that are compared with texts has
+    no order of classes.
+    """
+    head = find_head(model)
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    found = {}
+    for layer in (*head.layers, *head.refused):
+        if layer.role == "joint" or (layer.role == "cls" and "embeddings" not in (layer.refused or "")):
+            for tensor in (layer.module.weight, layer.module.bias):
+                if tensor is not None:
+                    found[names[id(tensor)]] = layer.role == "cls" and layer.out_features == classes
+    return {**found, **{name: True for name in names.values() if "denoising_class_embed" in name}}
+
+
+def _between(origin: Tensor, tensor: Tensor, share: float) -> Tensor:
+    """W0 + a (W - W0), computed in float64; exact where the two are equal."""
+    start = in_float64(origin)
+    return start + share * (in_float64(tensor) - start)
+
+
+def _distance(tensor: Tensor, origin: Tensor) -> float:
+    return float((in_float64(tensor) - in_float64(origin).to(in_float64(tensor).device)).norm())
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(_STATISTICS)
+
+
+def _relative(line: Line, distances: Mapping[str, float]) -> float:
+    """Distances of some tensors taken together, relative to the norm of their origin."""
+    norm = math.hypot(*(float(in_float64(line.origin[name]).norm()) for name in distances))
+    return math.hypot(*distances.values()) / norm if norm else 0.0
+
+
+def _parts(line: Line, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[Part]:
+    """The head and what lies before it, parameters and BatchNorm statistics apart: these are of other sizes."""
+    for place, inside in (("backbone and neck", False), (f"head ({line.head})", True)):
+        for kind, statistic in (("weights", False), ("BatchNorm statistics", True)):
+            names = [
+                name
+                for name in line.tensors
+                if name.startswith(f"{line.head}.") == inside and _is_statistic(name) == statistic
+            ]
+            if names:
+                distances = (_relative(line, {name: each[name] for name in names}) for each in (before, after))
+                yield Part(f"{place}, {kind}", len(names), *distances)
+
+
+def _gain(stay: VOCResult, other: VOCResult) -> Difference:
+    """The paired difference of mAP over images."""
+    difference = bootstrap(stay, other).map
+    assert isinstance(difference, Difference)
+    return difference
+
+
+def _within_error(judged: Judged, best: Judged) -> bool:
+    """Whether a share's mAP lies at most one standard error of the paired difference below the best."""
+    lost = _gain(judged.result, best.result)
+    return lost.value <= lost.stderr
+
+
+def _retains(judged: Mapping[float, Mapping[str, Judged]], share: float, drop: float | None) -> bool:
+    """Whether a share loses no more than `drop` mAP on any retained set, against the best share there."""
+    _, *retained = judged[share]
+    if drop is None:
+        return True
+    return all(
+        judged[share][name].result.map >= max(each[name].result.map for each in judged.values()) - drop
+        for name in retained
+    )
+
+
+def _trial(share: float, distance: float, judged: Mapping[str, Judged], stay: Mapping[str, Judged]) -> Trial:
+    figures = [
+        Figure(each.result.map, None if share == 1 else _gain(stay[name].result, each.result), each.loss)
+        for name, each in judged.items()
+    ]
+    return Trial(share, distance, figures[0], dict(zip([*judged][1:], figures[1:])))
+
+
+def _warnings(judged: Mapping[float, Mapping[str, Judged]], share: float, line: Line) -> Iterator[str]:
+    new = next(iter(judged[1.0]))
+    images = len(judged[1.0][new].result.matches.image_ids)
+    if judged[1.0][new].unused is None:
+        yield f"the figures are of the {images} val images that the share was chosen on: too few to set some apart"
+    for name, each in judged[1.0].items():
+        if each.rare:
+            some = ", ".join(each.rare[:3]) + (", ..." if len(each.rare) > 3 else "")
+            yield f"{len(each.rare)} classes have too few val boxes in the {name} data to count in mAP: {some}"
+    if not line.complete:
+        yield "a part of the model has no counterpart in the origin and stays as trained: see what is unchanged"
+    elif judged[0.0][new].result.map > judged[share][new].result.map:
+        yield "the origin itself does better on the val images than what was taken: did this training teach anything?"
+
+
+def _change(before: float, figure: Figure) -> str:
+    """`0.4790 -> 0.5510 (+0.0720 [+0.0430, +0.0940])`."""
+    text = f"{before:.4f} -> {figure.map:.4f}"
+    gain = figure.gain
+    return text if gain is None else f"{text} ({gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}])"
+
+
+def _columns(tried: Sequence[Trial], taken: float) -> Iterator[str]:
+    """The table of the shares: figures on the new data, then mAP and gain on each retained set."""
+    names = list(tried[0].retained)
+    head = f"{'share':>6}{'distance':>10}{'loss':>9}{'val mAP':>9}  {'gain [95%]':<27}"
+    head += "".join(f"{_short(name):>19}  {'gain [95%]':<27}" for name in names)
+    yield head.rstrip()
+    yield "-" * len(head.rstrip())
+    for trial in tried:
+        loss = "-" if trial.new.loss is None else f"{trial.new.loss:.4f}"
+        row = f"{trial.share:>6g}{trial.distance:>10.4f}{loss:>9}{trial.new.map:>9.4f}  {_interval(trial.new):<27}"
+        row += "".join(f"{each.map:>19.4f}  {_interval(each):<27}" for each in trial.retained.values())
+        yield row.rstrip() + ("  <- taken" if trial.share == taken else "")
+
+
+def _short(name: str) -> str:
+    """The end of a long name."""
+    return name if len(name) <= 18 else f"...{name[-15:]}"
+
+
+def _interval(figure: Figure) -> str:
+    gain = figure.gain
+    return "" if gain is None else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
