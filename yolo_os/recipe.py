@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolo_os.errors import UserError
+from yolo_os.files import as_path, is_file
 from yolo_os.methods import REGISTRY, implied_by, users_of
+from yolo_os.plain_yaml import read_yaml
 from yolo_os.resources import resource
 from yolo_os.settings import Key, reject_unknown
 
@@ -170,18 +170,16 @@ def read_settings(path: str | Path) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: if there is no such file, or it is not a mapping.
     """
-    file = Path(path)
-    if not file.suffix and not file.is_file():
+    file = as_path(path)
+    if not file.suffix and not is_file(file):
         shipped = sorted(each.stem for each in resource("configs").glob("*.yaml"))
         if str(path) not in shipped:
             raise UserError(f"recipe={path}: no such file, and none that comes with the package: {', '.join(shipped)}")
         file = resource(f"configs/{path}.yaml")
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {file} is no YAML: {' '.join(str(error).split())}") from None
+        settings = read_yaml(file)
+    except UserError as error:
+        raise UserError(f"cannot read the recipe {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"the recipe {file} holds no settings: write lines such as `method: sos`")
     return settings, file

@@ -36,8 +36,8 @@ def replacing(out: Path, cache: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `out` when the block ends well, and is removed when it does not.
 
     Args:
-        out: where it goes; what a killed run has left beside it is cleaned up.
-        cache: `out` is a folder of ours, where nobody keeps anything.
+        out: the folder.
+        cache: it is one of ours, where nobody keeps anything.
 
     Raises:
         UserError: if `out` can't be written, or holds what was not made here, or there is no more room.

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
 from yolo_os.integration.gate import RECORD, model_in, read_contents
 from yolo_os.integration.guard import guarded
+from yolo_os.integration.runtime import quiet
 from yolo_os.integration.written import note_written, written_here
 from yolo_os.toward import named_tensors
 
@@ -80,7 +82,7 @@ def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -
     try:
         model = copy.deepcopy(stored).float().eval()
     except Exception as error:  # too little memory for it, say
-        raise UserError(f"model={path}: its model can't be copied ({type(error).__name__}: {error})") from None
+        raise UserError(f"{key}={path}: its model can't be copied ({type(error).__name__}: {error})") from None
     untyped: Any = model
     untyped.args = complete_args(contents.get("train_args") or {})
     if not isinstance(getattr(model, "task", None), str):
@@ -153,6 +155,16 @@ def write(contents: Mapping[str, Any], path: Path) -> None:
     with written_whole(path) as temporary, temporary.open("wb") as file:  # of which a full disk is said as such
         torch.save(dict(contents), file)
     note_written(path)
+
+
+def write_stripped(path: Path, out: Path) -> None:
+    """Write a checkpoint as `yolo train` leaves it at its end under another name, whole or not at all.
+
+    Raises:
+        UserError: if it can't be written.
+    """
+    with written_whole(out) as temporary, quiet():
+        strip_optimizer(path, str(temporary))
 
 
 def shift_record(checkpoint: Checkpoint, model: nn.Module, recipe: Mapping[str, Any], version: str) -> dict[str, Any]:

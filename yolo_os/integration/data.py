@@ -23,6 +23,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.names import some
 from yolo_os.evaluation.readers.devkit import class_names, find_roots
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
+from yolo_os.files import as_path
 from yolo_os.heads import find_head
 from yolo_os.integration.guard import forget_arrays, guarded
 from yolo_os.recipe import ShiftRecipe
@@ -145,9 +146,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
-    first = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
-    if first not in (None, described["channels"]):
-        raise UserError(f"data={data} has images of {described['channels']} channels, and the model takes {first}")
+    check_channels(model, data, described)
     overrides = {"task": task_of(model), "imgsz": size, "rect": False}
     labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
     try:
@@ -171,6 +170,17 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
         return dataset
     except Exception as error:  # Ultralytics raises anything from AssertionError to SyntaxError here
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
+
+
+def check_channels(model: nn.Module, data: object, described: Mapping[str, Any]) -> None:
+    """Refuse images of another number of channels than the model takes.
+
+    Raises:
+        UserError: naming both.
+    """
+    wanted = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    if wanted not in (None, described.get("channels", 3)):
+        raise UserError(f"data={data} has images of {described['channels']} channels, and the model takes {wanted}")
 
 
 def args_of(model: nn.Module) -> dict[str, Any]:
@@ -197,7 +207,7 @@ def image_size(model: nn.Module, imgsz: int | None) -> int:
         UserError: if it is no multiple of the model's stride.
     """
     trained = args_of(model).get("imgsz") or 640
-    size = imgsz or int(max(trained) if isinstance(trained, list | tuple) else trained)
+    size = imgsz if imgsz is not None else int(max(trained) if isinstance(trained, list | tuple) else trained)
     stride = stride_of(model)
     if size < stride or size % stride:
         raise UserError(f"imgsz={size}: takes a multiple of the model's stride {stride}")
@@ -285,8 +295,8 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
     Raises:
         UserError: if there is no such data set or split, or it numbers the model's classes otherwise.
     """
-    source = Path(data)
-    if source.is_dir() and is_devkit(source):
+    source = as_path(data)
+    if is_devkit(source):
         source = devkit_dataset(source, names or (), every=True)
         warn_of_problems(source, data)
     described = read_description(source, data)

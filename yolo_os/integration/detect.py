@@ -25,7 +25,7 @@ from yolo_os.errors import UserError
 from yolo_os.forward import eval_mode
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import class_names_of, describe, task_of
+from yolo_os.integration.data import check_channels, class_names_of, describe, task_of
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import quiet
 from yolo_os.loss import LossMean, training_loss
@@ -96,6 +96,7 @@ class Validation:
             raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of")
         self.data = data
         self.described = describe(data, split, class_names_of(model))
+        check_channels(model, data, self.described)
         transformer = find_head(model).kind == "RTDETRDecoder"
         self._base: Any = RTDETRValidator if transformer else _VALIDATORS[task]
         self._batches: _Kept | None = None

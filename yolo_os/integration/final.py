@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.utils import LOGGER, colorstr
-from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolo_os._version import __version__
 from yolo_os.errors import UserError
-from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write
+from yolo_os.files import write_text
+from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write, write_stripped
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.runtime import progress_bar
 from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
@@ -52,7 +52,7 @@ def final_shift(trainer: Any, path: Path, recipe: ShiftRecipe) -> dict[str, floa
     )
     if report.moved:
         if path == trainer.best or not trainer.best.exists():  # save=False leaves last.pt alone
-            strip_optimizer(path, path.with_name(f"{path.stem}-unshifted.pt"))
+            write_stripped(path, path.with_name(f"{path.stem}-unshifted.pt"))
         write(shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__)), path)
         LOGGER.info(f"{SAYS}{path.name}: {report.verdict}")
     else:
@@ -61,7 +61,7 @@ def final_shift(trainer: Any, path: Path, recipe: ShiftRecipe) -> dict[str, floa
         LOGGER.warning(f"{SAYS}{warning}")
     folder = Path(trainer.save_dir) / "os" / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+    write_text(folder / "report.txt", f"{report}\n")
     report.save(folder / "report.json")
     if trainer.args.plots:
         plot_report(report, folder)
@@ -121,13 +121,13 @@ def final_step(
     )
     moved = report.share < 1
     if moved:
-        strip_optimizer(path, path.with_name(f"{path.stem}-unshifted.pt"))
+        write_stripped(path, path.with_name(f"{path.stem}-unshifted.pt"))
         record = toward_record(checkpoint, report, __version__, data=str(trainer.args.data), retain=list(retain))
         write(shifted(checkpoint, model, record), path)
     LOGGER.info(f"{SAYS}{path.name}: {report.verdict}")
     folder = Path(trainer.save_dir) / "os" / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "toward.txt").write_text(f"{report}\n", encoding="utf-8")
+    write_text(folder / "toward.txt", f"{report}\n")
     report.save(folder / "toward.json")
     if trainer.args.plots:
         plot_shares(report.to_dict()["toward"], folder / "toward.png")

@@ -25,7 +25,7 @@ def read_contents(path: str | Path, trust: bool = False, key: str = "model") -> 
     Args:
         path: of the `.pt` file; never downloaded.
         trust: see `load_checkpoint`.
-        key: under which the user gave it, for the message.
+        key: what an error calls the file.
 
     Raises:
         UserError: as `load_checkpoint`.
@@ -152,15 +152,23 @@ def _check_model(model: nn.Module, trust: bool) -> None:
         raise UserError("the strides of its model are damaged")
     if stride is not None and not bool(((stride >= 1) & (stride <= 4096)).all()):
         raise UserError(f"the strides of its model, {stride.flatten()[:4].tolist()}, are none")
-    names = (
-        dict(enumerate(names)) if isinstance(names, list | tuple) else names or {}
-    )  # none: a mode that needs them says so
-    if not isinstance(names, dict) or not all(type(key) is int and isinstance(names[key], str) for key in names):
-        raise UserError("its model has no class names, or they are damaged")
-    if set(names) != set(range(len(names))):
-        raise UserError("the classes of its model are not numbered from 0 without a gap")
+    _check_names(names)
     if not trust and getattr(model, "yaml", None) is not None:
         check_architecture(untyped.yaml)
+
+
+def _check_names(names: object) -> None:
+    """Refuse class names that are no text, or not numbered from 0 on; there may be none."""
+    if isinstance(names, dict):
+        if not all(type(key) is int or (isinstance(key, str) and key.isdecimal()) for key in names):
+            raise UserError("the class names of its model are not by number")
+        if {int(key) for key in names} != set(range(len(names))):
+            raise UserError("the classes of its model are not numbered from 0 without a gap")
+        names = list(names.values())
+    if names is not None and not (
+        isinstance(names, list | tuple) and all(isinstance(name, str | int | float) for name in names)
+    ):
+        raise UserError("the class names of its model are damaged")
 
 
 def _expected_shape(module: nn.Module) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, WORLD_SIZE
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
-from yolo_os.files import FULL
+from yolo_os.files import FULL, as_path, is_file
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.gate import find_checkpoint, read_contents
@@ -126,7 +126,7 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
 
 def _from_file(path: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `cfg=` file that were not given before it."""
-    if not Path(str(path)).is_file():
+    if not is_file(str(path)):
         raise UserError(f"cfg={path}: no such file")
     settings = read_yaml(path)
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -171,8 +171,8 @@ def _data(data: Any, model: Any) -> Path:
     """The YAML of a data set; that of a VOCdevkit is made, its classes in the model's order where it knows them."""
     if data is None:
         raise UserError("data=... is missing: a data set YAML or a VOCdevkit folder")
-    source = Path(str(data))
-    if source.is_dir() and is_devkit(source):
+    source = as_path(str(data))
+    if is_devkit(source):
         source = devkit_dataset(source, class_names_of(model.model))
         warn_of_problems(source, data)
         LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")

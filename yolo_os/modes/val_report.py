@@ -91,6 +91,11 @@ def leave_files(runs: Sequence[Run], folder: Path, options: dict[str, Any]) -> N
             )
 
 
+def _label(run: Run) -> str:
+    """A detector's name as a part of file names."""
+    return file_name(run.name.replace("/", "_"))
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """What the JSON file says besides the figures."""
     facts: dict[str, Any] = {"detections": len(run.detections.score), "left_out": run.detections.dropped}
@@ -132,11 +137,6 @@ def _side_by_side(runs: Sequence[Run]) -> str:
     ):
         rows.append(f"{label:<{width}}  " + "  ".join(f"{_figure(mean):>{size}}" for mean, size in zip(means, columns)))
     return "\n".join(rows)
-
-
-def _label(run: Run) -> str:
-    """A detector's name as part of a file's."""
-    return file_name(run.name.replace("/", "_"))
 
 
 def _figure(value: float) -> str:

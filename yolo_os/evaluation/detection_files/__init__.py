@@ -13,7 +13,7 @@ from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.detection_files import coco_json, comp4
 from yolo_os.evaluation.detection_files.gather import Reading
 from yolo_os.evaluation.detections import Detections
-from yolo_os.files import as_path
+from yolo_os.files import as_path, is_file
 
 
 class Format(Protocol):
@@ -59,4 +59,4 @@ def read_detections(
         if form.recognises(path):
             return form.read(path, annotations, Reading(split, strict, pixel_offset, first_category))
     wanted = "a folder of comp4_det_test_CLASS.txt files or a COCO result file (.json) is needed"
-    raise UserError(f"detections={path}: {'is neither' if path.exists() else 'is not there'}; {wanted}")
+    raise UserError(f"detections={path}: {'is neither' if is_file(path) else 'is not there'}; {wanted}")

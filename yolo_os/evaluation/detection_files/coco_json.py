@@ -47,16 +47,16 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
     categories: list[Any] = []
     different: set[Any] = set()
     try:
-        files = {_identity(image["id"]): image["file_name"] for image in lists.get("images") or []}
-        names = {_identity(category["id"]): str(category["name"]) for category in lists.get("categories") or []}
-    except (TypeError, KeyError, ValueError) as error:
+        files = {_identity(image["id"]): _text(image["file_name"]) for image in lists.get("images") or []}
+        names = {_identity(each["id"]): _text(each["name"]) for each in lists.get("categories") or []}
+    except (TypeError, KeyError) as error:
         raise UserError(f"{file}: its images and categories are not as they should be ({error!r})") from None
     for row, entry in enumerate(entries):
         try:
             numbers[row] = (*entry["bbox"], entry["score"])
             categories.append(_identity(entry["category_id"]))
             different.add(categories[-1])
-            image = str(entry["file_name"]) if "file_name" in entry else _identity(entry["image_id"])
+            image = _text(entry["file_name"]) if "file_name" in entry else _identity(entry["image_id"])
             ids.append(files[image] if files and "file_name" not in entry else image)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else f"is not as it should be ({error})"
@@ -112,12 +112,23 @@ def _identity(value: Any) -> Any:
         TypeError: if it is neither a whole number nor text.
     """
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"an id is {value!r:.40}, neither a whole number nor text")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise TypeError("an id is a number of too many digits")
     return value
+
+
+def _text(value: Any) -> str:
+    """A name.
+
+    Raises:
+        TypeError: if it is no text.
+    """
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"a name is {value!r:.40}, no text")
+    return str(value)
 
 
 def _classes_of(

@@ -24,8 +24,6 @@ from yolo_os.files import file_name, is_dir, written_whole
 _COMP_FILE = re.compile(r"comp[^_]*(?:_.+?)?_det_(.+)")
 _UNSAFE = '%/\\:*?"<>|'
 
-_LONGEST = 150  # bytes of a class in a file name, which systems hold to 255
-
 
 def recognises(path: Path) -> bool:
     """Whether it is a folder."""
@@ -80,8 +78,8 @@ def write(detections: Detections, folder: Path, split: str = "test", competition
 
 def _file_name(class_name: str) -> str:
     """The name of a class as part of a file name: what file systems refuse is written as in an address, `/` as %2F."""
-    name = "".join(f"%{ord(letter):02X}" if letter in _UNSAFE or letter < " " else letter for letter in class_name)
-    return name if len(name.encode(errors="replace")) <= _LONGEST else file_name(name)
+    written = (f"%{ord(letter):02X}" if letter in _UNSAFE or letter < " " else letter for letter in class_name)
+    return file_name("".join(written))  # cut where it is too long for a name
 
 
 def _files(folder: Path, split: str, known: Collection[str]) -> tuple[dict[str, Path], list[str]]:

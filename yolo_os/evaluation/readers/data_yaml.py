@@ -83,7 +83,7 @@ def devkit_of(data_yaml: str | Path) -> Source:
         data = read_yaml(file)
         names = data["names"]
         classes = tuple(nfc(str(name)) for name in _in_order(names))
-    except (UserError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # UserError is one of the last
         raise UserError(f"data={file}: is no data.yaml of a data set ({type(error).__name__}: {error})") from None
 
     record = data.get(RECORD)
@@ -127,7 +127,7 @@ def _find_yaml(file: Path) -> Path:
     package = importlib.util.find_spec("ultralytics")  # finds it without importing it
     if package and package.origin:
         shipped = Path(package.origin).parent / "cfg" / "datasets" / file.name
-        if len(file.parts) == 1 and shipped.is_file():
+        if len(file.parts) == 1 and is_file(shipped):
             return shipped
     raise UserError(f"data={file}: no such file")
 
@@ -158,7 +158,7 @@ def _parts_of(folders: list[str], devkits: list[Path]) -> tuple[tuple[Path, str]
         named = re.fullmatch(r"(trainval|train|val|test)(\d{4})", Path(folder).name)
         for devkit in devkits if named else []:
             root = devkit / f"VOC{named[2]}" if named else devkit
-            if named and (root / "ImageSets" / "Main" / f"{named[1]}.txt").is_file():
+            if named and is_file(root / "ImageSets" / "Main" / f"{named[1]}.txt"):
                 parts.append((root.resolve(), named[1]))
                 break
     return tuple(parts)

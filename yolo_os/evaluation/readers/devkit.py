@@ -34,7 +34,7 @@ VOC_CLASSES = (
 def recognises(source: str | Path) -> bool:
     """Whether a path is a VOCdevkit folder, or a folder such as `VOC2007`, rather than a data.yaml."""
     folder = as_path(source)
-    return (
+    return is_dir(folder) and (
         (folder / "Annotations").is_dir()
         or any(folder.glob("VOC*/Annotations"))
         or any(folder.glob("VOCdevkit/VOC*/Annotations"))
@@ -226,7 +226,7 @@ def _class_names(
             raise UserError(_why_no_object(folders(), read))
         return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
     if isinstance(classes, str | Path) and is_file(as_path(classes)):
-        text = read_text(Path(classes), lambda text: not there().isdisjoint(map(str.strip, text.splitlines())))
+        text = read_text(as_path(classes), lambda text: not there().isdisjoint(map(str.strip, text.splitlines())))
         given = [line.strip() for line in text.splitlines()]
     else:
         given = _comma_separated(classes) if isinstance(classes, str | Path) else [str(name) for name in classes]
