@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
+from yolo_os.integration import yolov5
 
 RECORD = "yolo_os"  # the checkpoint's key for the list of shifts made to it
 # What only an unfinished training needs: a shifted model can't resume it, as `yolo train` clears them when it ends.
@@ -33,12 +34,14 @@ class Checkpoint:
         contents: all of it, as it was.
         stored: the model in it that Ultralytics would use (the EMA where there is one), as it was.
         model: a copy of that in float32 and eval mode, with complete `args`, to work on.
+        classic: where it is one of the YOLOv5 repository, that; `contents` then hold what is known of its training.
     """
 
     path: Path
     contents: dict[str, Any]
     stored: nn.Module
     model: nn.Module
+    classic: yolov5.Classic | None = None
 
     @property
     def precision(self) -> torch.dtype:
@@ -58,7 +61,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
-    """Read an Ultralytics checkpoint.
+    """Read an Ultralytics checkpoint, or an anchor-based one of the YOLOv5 repository.
 
     A checkpoint is a pickle, and unpickling can run code. Only the model classes of torch and Ultralytics, and plain
     data, are let through (torch's restricted unpickler with Ultralytics' list of its own classes).
@@ -82,6 +85,8 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
         raise UserError(f"model={path}: it is a folder; give the checkpoint's file")
     if file.suffix != ".pt":
         raise UserError(f"model={path}: takes a .pt checkpoint; exported formats hold no weights that can be shifted")
+    if yolov5.recognises(file):
+        return _classic(file, trust)
     try:
         contents, _ = torch_safe_load(str(file), safe_only=not trust)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
@@ -94,6 +99,24 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     untyped.args = complete_args(contents.get("train_args") or {})
     untyped.task = getattr(model, "task", None) or guess_model_task(model)
     return Checkpoint(file, contents, stored, model)
+
+
+def _classic(file: Path, trust: bool) -> Checkpoint:
+    """A checkpoint of the YOLOv5 repository; which of its models is taken is said where it has two."""
+    try:
+        classic = yolov5.read(file, trust)
+    except UserError as error:
+        raise UserError(f"model={file}: {error}") from None
+    if classic.other:
+        LOGGER.warning(
+            f"{file} is of an unfinished training: its '{classic.part}' is taken, as the YOLOv5 repository does, and "
+            "its other model stays as it is"
+        )
+    model = classic.model
+    model.args = complete_args(classic.train_args)
+    stored = copy.deepcopy(model).to(classic.precision)
+    contents = {"model": stored, "train_args": dict(classic.train_args), RECORD: classic.records}
+    return Checkpoint(file, contents, stored, model, classic)
 
 
 def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +132,11 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
     """
     if out.exists() and out.samefile(checkpoint.path):
         raise UserError(f"out={out} is the model itself: the input is never changed, choose another name")
-    write(shifted(checkpoint, model, record), out)
+    if checkpoint.classic is not None:
+        with written_whole(out) as temporary:
+            checkpoint.classic.write(model, record, temporary)
+    else:
+        write(shifted(checkpoint, model, record), out)
 
 
 def shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,12 +202,9 @@ def _why_unreadable(file: Path, error: Exception, trust: bool) -> str:
     foreign = sorted(
         name for name in classes if name.split(".")[0] not in ("ultralytics", "torch", "numpy", "collections")
     )
+    if any(name.startswith("models.") for name in foreign):  # a whole one would have been recognised
+        return f"a checkpoint of the YOLOv5 repository ({foreign[0]}) that is truncated or damaged"
     if foreign and not trust:
-        if any(name.startswith("models.") for name in foreign):
-            return (
-                f"a checkpoint of the YOLOv5 repository ({foreign[0]}), which Ultralytics can't build: "
-                "train a YOLOv5u instead"
-            )
         return (
             f"refused: it holds {', '.join(foreign[:4])}, classes of neither torch nor Ultralytics, and unpickling "
             "them runs their code; trust=True loads it all the same, if you trust its maker"

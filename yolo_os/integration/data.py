@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -20,6 +21,7 @@ from ultralytics.utils import LOGGER
 from yolo_os.conversion.dataset import dataset_for
 from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
+from yolo_os.evaluation.names import match_names
 from yolo_os.evaluation.readers.devkit import class_names, find_roots
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.heads import find_head
@@ -143,7 +145,8 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     single = bool(args.get("single_cls"))
     described = describe(data, split, None if single else class_names_of(model))
     known = getattr(untyped.model[-1], "nc", None)
-    if known not in (None, 1 if single else len(described["names"])):
+    numbers = None if single else numbers_in_model(described["names"], class_names_of(model))
+    if numbers is None and known not in (None, 1 if single else len(described["names"])):
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
@@ -152,7 +155,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
     try:
         if find_head(model).kind == "RTDETRDecoder":
-            return RTDETRDataset(
+            dataset: YOLODataset = RTDETRDataset(
                 img_path=described[split],
                 imgsz=size,
                 batch_size=batch,
@@ -161,7 +164,12 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
                 rect=False,
                 data=described,
             )
-        return build_yolo_dataset(cfg, described[split], batch, described, mode="val", rect=False, stride=stride)
+        else:
+            dataset = build_yolo_dataset(cfg, described[split], batch, described, mode="val", rect=False, stride=stride)
+        if numbers is not None:
+            for label in dataset.labels:
+                label["cls"] = np.array(numbers, label["cls"].dtype)[label["cls"].astype(int)]
+        return dataset
     except Exception as error:  # Ultralytics raises anything from AssertionError to SyntaxError here
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
 
@@ -170,6 +178,23 @@ def class_names_of(model: nn.Module) -> list[str]:
     """The names of a model's classes, in its order."""
     names: Any = getattr(model, "names", None) or {}
     return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else list(map(str, names))
+
+
+def numbers_in_model(names: Mapping[int, str], known: Sequence[str]) -> list[int] | None:
+    """By which number a model has each class of the data, where it names or numbers them otherwise but has them all.
+
+    Args:
+        names: the classes of the data by number.
+        known: the model's classes, in its order; COCO's and VOC's names of one class match.
+
+    Returns:
+        None where the numbers are the same, or a class of the data is not among the model's.
+    """
+    if set(names.values()) == set(known):
+        return None
+    matched = match_names(names, known)
+    distinct = len(set(matched.values())) == len(names)
+    return [matched[number] for number in sorted(names)] if distinct else None
 
 
 def class_order(found: Sequence[str], known: Sequence[str], every: bool = False) -> list[str]:
@@ -251,6 +276,6 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
             f"data={data} has the model's classes in another order (class {first} is '{order[first]}' there and "
             f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
         )
-    if set(order) != set(names):
+    if set(order) != set(names) and numbers_in_model(described["names"], names) is None:
         LOGGER.warning(f"data={data} names classes that the model does not ({order[0]}, ...): are these its labels?")
     return described

@@ -21,7 +21,7 @@ from yolo_os.errors import UserError
 from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of, describe
-from yolo_os.integration.runtime import quiet
+from yolo_os.integration.runtime import quiet, unhurried
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
 
@@ -115,7 +115,7 @@ def detect(
         "plots": False,
         "verbose": False,
     }
-    with tempfile.TemporaryDirectory() as scratch, quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet(), unhurried():
         try:
             validator = Collecting(save_dir=Path(scratch), args=settings)
             validator(model=copy.deepcopy(module))  # it fuses what it is given
