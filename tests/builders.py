@@ -140,6 +140,17 @@ def layer_of(role="cls", m=6, n=3, name="cv3.0", group="0", seed=0, shift=-3.0, 
     return PredictionLayer(name, role, module, int(group[-1]), 8.0, group, bins)
 
 
+def joint_layer(m=6, classes=3, sizes=((1.5, 2.0), (4.0, 3.0)), balance=4.0, seed=0, shift=-3.0):
+    """A prediction layer of an anchor-based head; `shift` is added to the biases of objectness."""
+    from dataclasses import replace
+
+    from yolo_os.heads import AnchorLayout
+
+    layer = layer_of("joint", m, len(sizes) * (classes + 5), "m.0", seed=seed, shift=0.0)
+    layer.module.bias.data.view(len(sizes), -1)[:, 4] += shift
+    return replace(layer, layout=AnchorLayout(sizes, classes, balance))
+
+
 def batch_of(layer, images=2, points=40, seed=0, scorer=None):
     """Features, outputs and anchor points of one batch, numbered by its seed; the scores are those of a scorer."""
     import torch

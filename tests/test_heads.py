@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel
 from ultralytics import YOLO
 
 from yolo_os.errors import UserError
-from yolo_os.heads import find_head, prediction_layers, unwrap
+from yolo_os.heads import balance_of, find_head, prediction_layers, unwrap
 from yolo_os.integration.untrained import build
 
 ARCHITECTURES = sorted((Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"))
@@ -132,22 +132,50 @@ def test_text_fused_into_a_yoloe_makes_its_class_layers_linear():
 
 
 class Classic(nn.Module):
-    """The shape of YOLOv5's anchor-based head, whose classes live in another repository."""
+    """The shape of YOLOv5's anchor-based head."""
 
     def __init__(self):
         super().__init__()
-        self.na, self.stride = 3, torch.tensor([8.0, 16.0])
+        self.na, self.nc, self.stride = 3, 20, torch.tensor([8.0, 16.0])
+        self.anchors = torch.arange(12.0).view(2, 3, 2)
         self.m = nn.ModuleList(nn.Conv2d(width, 3 * (20 + 5), 1) for width in (64, 128))
 
 
 def test_the_anchor_based_head():
     model = nn.Module()
     model.model = nn.Sequential(nn.Identity(), Classic())
-    layers = prediction_layers(model)
-    assert [(layer.name, layer.role, layer.in_features, layer.out_features) for layer in layers] == [
+    head = find_head(model)
+    assert [(layer.name, layer.role, layer.in_features, layer.out_features) for layer in head.layers] == [
         ("m.0", "joint", 64, 75),
         ("m.1", "joint", 128, 75),
     ]
+    assert prediction_layers(model)[1].layout.sizes == ((6.0, 7.0), (8.0, 9.0), (10.0, 11.0))
+    assert [layer.layout.balance for layer in head.layers] == [4.0, 1.0]
+    assert [layer.stride for layer in head.layers] == [8.0, 16.0]
+    assert head.scorers == {layer.group: layer.module for layer in head.layers}
+
+
+def test_the_scores_of_an_anchor_based_head_are_those_of_its_best_anchor():
+    model = nn.Module()
+    model.model = nn.Sequential(Classic())
+    outputs = torch.randn(2, 75, 4) * 5
+    found = find_head(model).class_logits("1", outputs).sigmoid()
+    assert found.shape == (2, 20, 4)
+    for image in range(2):
+        for label in range(20):
+            for point in range(4):
+                z = outputs[image, :, point].sigmoid()
+                expected = max(float(z[a * 25 + 4] * z[a * 25 + 5 + label]) for a in range(3))
+                assert float(found[image, label, point]) == pytest.approx(expected, rel=1e-3)
+    sure = torch.full((1, 75, 1), 60.0)
+    assert torch.isfinite(find_head(model).class_logits("0", torch.cat([sure, -sure]))).all()
+
+
+@pytest.mark.parametrize("levels", range(1, 8))
+def test_every_level_of_an_anchor_based_head_has_a_weight(levels):
+    assert len(balance_of(levels)) == levels
+    assert balance_of(3) == (4.0, 1.0, 0.4)
+    assert balance_of(4) == (4.0, 1.0, 0.25, 0.06)
 
 
 def test_names_are_found_in_the_model():

@@ -210,6 +210,17 @@ def test_outputs_may_share_one_spectrum():
         torch.testing.assert_close(one, other)
 
 
+def test_outputs_may_share_spectra_in_groups():
+    _, v, *_, moments = quadratic(0)
+    groups = torch.tensor([1, 0, 1, 1])
+    shared, spelled = Shrinkage.from_moments(moments[:2], v, groups), Shrinkage.from_moments(moments[groups], v)
+    assert len(shared.vectors) == 2
+    assert shared.norm2(0.3) == pytest.approx(spelled.norm2(0.3))
+    assert shared.rise(0.3) == pytest.approx(spelled.rise(0.3))
+    for one, other in zip(shared.solve(0.3), spelled.solve(0.3)):
+        torch.testing.assert_close(one, other)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), keep=st.floats(0.01, 0.99), scale=st.floats(-3, 3))
 def test_one_mu_hits_the_norm_of_all_layers_together(seed, keep, scale):

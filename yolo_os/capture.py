@@ -80,7 +80,11 @@ def anchors_of(
     head: Head, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], labels: Mapping[str, Tensor], batch: int = 0
 ) -> dict[str, Anchors]:
     """What is known of the anchor points, by group, from one captured forward pass; arguments as of `add`."""
-    logits = {group: as_columns(seen[scorer][1]) for group, scorer in head.scorers.items() if scorer in seen}
+    logits = {
+        group: head.class_logits(group, as_columns(seen[scorer][1]))
+        for group, scorer in head.scorers.items()
+        if scorer in seen
+    }
     anchors = {group: Anchors(each, None, batch) for group, each in logits.items()}
     for branch, groups in head.branches.items():
         ran = [group for group in groups if group in logits]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from yolo_os.errors import UserError
 
@@ -28,11 +29,38 @@ _EMBEDDING = (
 # criterion does not take from the args.
 GAINS = {"cls": 0.5, "dfl": 1.5, "box": 7.5, "pose": 12.0}
 RTDETR_GAINS = {"cls": 1.0, "box": 5.0}
+ANCHOR_GAINS = {"box": 0.05, "obj": 1.0, "cls": 0.5}
 
 _COMPUTED = (
     "its weight is computed from other tensors (pruning masks, weight_norm, a parametrization), so what is written "
     "into it would spring back: make it permanent first (torch.nn.utils.prune.remove, remove_parametrizations)"
 )
+
+
+@dataclass(frozen=True)
+class AnchorLayout:
+    """How the outputs of an anchor-based layer are read: of each anchor x, y, w, h, objectness and a logit per class.
+
+    Attributes:
+        sizes: (width, height) of each anchor, in units of the level's stride.
+        classes: how many.
+        balance: the weight of the level in the objectness loss.
+    """
+
+    sizes: tuple[tuple[float, float], ...]
+    classes: int
+    balance: float
+
+    def by_anchor(self, outputs: Tensor) -> Tensor:
+        """Outputs (B, n, P) as (B, anchors, 5 + classes, P), without a copy."""
+        images, _, points = outputs.shape
+        return outputs.view(images, len(self.sizes), 5 + self.classes, points)
+
+    def class_logits(self, outputs: Tensor) -> Tensor:
+        """(B, classes, P): of objectness times class probability the largest of all anchors, as a logit."""
+        split = self.by_anchor(outputs.float())
+        log_score = (logsigmoid(split[:, :, 4:5]) + logsigmoid(split[:, :, 5:])).amax(1).clamp(max=-1e-7)
+        return log_score - (-log_score.expm1()).log()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +76,7 @@ class PredictionLayer:
         group: layers of one group read the same anchor points, so they share scores and labels.
         bins: of each box side, whose distance is the mean of a softmax over them (DFL); 0 for a layer without.
         refused: why it can't be shifted; None for a layer that can.
+        layout: of a `joint` layer, which outputs are what; None for another.
     """
 
     name: str
@@ -58,6 +87,7 @@ class PredictionLayer:
     group: str
     bins: int = 0
     refused: str | None = None
+    layout: AnchorLayout | None = None
 
     @property
     def in_features(self) -> int:
@@ -97,7 +127,8 @@ class Head:
         kind: class name of the head, such as `Detect`.
         layers: the layers that can be shifted.
         refused: prediction layers that can't, each with its reason.
-        scorers: by group, the module whose output, squashed by a sigmoid, is the class probability of each anchor.
+        scorers: by group, the module whose output, squashed by a sigmoid, is the class probability of each anchor
+            point; of a `joint` layer as its layout reads it (see `class_logits`).
         branches: the branches of the head in the order in which a training loss runs over them, each with its groups
             from the first level to the last; empty where every group has a loss of its own (a transformer's queries).
         gains: of the training loss, by name, where the model's args do not say.
@@ -111,6 +142,11 @@ class Head:
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=lambda: GAINS)
     gains_in_args: bool = True
+
+    def class_logits(self, group: str, outputs: Tensor) -> Tensor:
+        """The class logits of the anchor points of a group, (B, classes, P), from the outputs of its scorer."""
+        layouts = {layer.group: layer.layout for layer in self.layers if layer.layout is not None}
+        return layouts[group].class_logits(outputs) if group in layouts else outputs
 
 
 def prediction_layers(model: Any) -> list[PredictionLayer]:
@@ -134,7 +170,7 @@ def find_head(model: Any) -> Head:
         found = _rtdetr(head, kind)
     elif hasattr(head, "cv2") and hasattr(head, "cv3"):
         found = _anchor_free(head, kind)
-    elif hasattr(head, "m") and hasattr(head, "na"):
+    elif all(hasattr(head, name) for name in ("m", "na", "nc", "anchors")):
         found = _anchor_based(head, kind)
     else:
         raise UserError(f"a {kind} head has no prediction layers that can be shifted; supported: {SUPPORTED}")
@@ -251,8 +287,20 @@ def _rtdetr(head: Any, kind: str) -> Head:
 
 
 def _anchor_based(head: Any, kind: str) -> Head:
-    found = [_layer(f"m.{i}", "joint", conv, i, _stride(head, i), str(i)) for i, conv in enumerate(head.m)]
-    return Head(kind, *_split(found))
+    found = []
+    for level, (convolution, anchors) in enumerate(zip(head.m, head.anchors.tolist())):
+        layout = AnchorLayout(tuple(map(tuple, anchors)), head.nc, balance_of(len(head.m))[level])
+        layer = _layer(f"m.{level}", "joint", convolution, level, _stride(head, level), str(level))
+        found.append(layer and replace(layer, layout=layout))
+    layers, refused = _split(found)
+    return Head(kind, layers, refused, {layer.group: layer.module for layer in layers}, gains=ANCHOR_GAINS)
+
+
+def balance_of(levels: int) -> tuple[float, ...]:
+    """The weights of the levels of an anchor-based head in its objectness loss, from the finest to the coarsest."""
+    if levels == 3:
+        return 4.0, 1.0, 0.4
+    return (4.0, 1.0, 0.25, 0.06, *[0.02] * levels)[:levels]
 
 
 def _split(

@@ -139,21 +139,24 @@ class Shrinkage:
         weight: V, (m, n), float64.
         mean: (n, m), the features' mean under each output's weights; the bias takes up its part of the change.
         values: l, (n, m), from smallest to largest.
-        vectors: U, (n, m, m), or (1, m, m) where the outputs share one.
+        vectors: U, (g, m, m): one for each output, or for each group of outputs that share one.
+        groups: (n,), which of the vectors each output has; None: each its own.
     """
 
     weight: Tensor
     mean: Tensor
     values: Tensor
     vectors: Tensor
+    groups: Tensor | None = None
 
     @classmethod
-    def from_moments(cls, moments: Tensor, weight: Tensor) -> Shrinkage:
+    def from_moments(cls, moments: Tensor, weight: Tensor, groups: Tensor | None = None) -> Shrinkage:
         """From sums over anchor points of w [a; 1] [a; 1]^T with w the curvature of the loss in each output.
 
         Args:
-            moments: (n, m + 1, m + 1), float64.
+            moments: (g, m + 1, m + 1), float64.
             weight: V, (m, n).
+            groups: (n,), which of the sums is that of each output, where outputs share some; None: each has its own.
 
         Raises:
             ValueError: if either holds NaN or infinity.
@@ -162,7 +165,10 @@ class Shrinkage:
             raise ValueError("the features or weights hold NaN or infinity")
         gram, mean = centred(moments)
         values, vectors = torch.linalg.eigh(gram)
-        return cls(in_float64(weight), mean, values.clamp(min=0), vectors)
+        values = values.clamp(min=0)
+        if groups is not None:
+            mean, values = mean[groups], values[groups]
+        return cls(in_float64(weight), mean, values, vectors, groups)
 
     def norm2(self, mu: float) -> float:
         """||V'||^2."""
@@ -174,13 +180,23 @@ class Shrinkage:
 
     def solve(self, mu: float) -> tuple[Tensor, Tensor]:
         """V' (m, n), and what is added to the bias (n,)."""
-        new = torch.einsum("nmk,nk->mn", self.vectors, self._inside * self._kept(mu))
+        new = self._turned(self._inside * self._kept(mu), self.vectors).T
         return new, ((self.weight - new) * self.mean.T).sum(0)
 
     @cached_property
     def _inside(self) -> Tensor:
         """V in the eigenvectors' coordinates, (n, m)."""
-        return torch.einsum("nmk,mn->nk", self.vectors, self.weight)
+        return self._turned(self.weight.T, self.vectors.mT)
+
+    def _turned(self, rows: Tensor, matrices: Tensor) -> Tensor:
+        """Each of n rows, (n, m), times the matrix of its output or group."""
+        if self.groups is None:
+            return torch.einsum("nmk,nk->nm", matrices, rows)
+        turned = torch.empty_like(rows)
+        for group, matrix in enumerate(matrices):  # one by one: n matrices at once may not fit the memory
+            mine = self.groups == group
+            turned[mine] = rows[mine] @ matrix.T
+        return turned
 
     def _kept(self, mu: float) -> Tensor:
         return self.values / (self.values + mu)

@@ -146,11 +146,6 @@ def test_missing_files_are_not_downloaded(in_tmp):
         load_checkpoint(in_tmp / "none.pt")
 
 
-def test_yolov5_repository_checkpoints_say_so(shared):
-    with pytest.raises(UserError, match=r"YOLOv5 repository|no checkpoint that Ultralytics can read"):
-        load_checkpoint(shared / "weights" / "yolov5n_coco80.pt")
-
-
 def test_writing_over_the_source_is_refused(detector, tmp_path):
     source = tmp_path / "in.pt"
     shutil.copy(detector, source)

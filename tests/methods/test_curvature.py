@@ -1,10 +1,12 @@
 """The curvature of the training loss that the loss-aware shift weighs with, and the draw of rows."""
 
 import copy
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import batch_of, labelled_batch, layer_of, small_model
+from builders import batch_of, joint_layer, labelled_batch, layer_of, small_model
 from torch import nn
 
 from yolo_os import ShiftRecipe
@@ -13,7 +15,14 @@ from yolo_os.heads import GAINS, find_head
 from yolo_os.linalg import Shrinkage, mu_for_norm
 from yolo_os.loss import training_loss
 from yolo_os.methods import curvature
-from yolo_os.methods.curvature import CurvatureGram, bernoulli, categorical, shrinkages
+from yolo_os.methods.curvature import (
+    CurvatureGram,
+    bernoulli,
+    boxes_felt,
+    categorical,
+    curvature_gram,
+    shrinkages,
+)
 from yolo_os.statistics import Anchors
 
 
@@ -185,6 +194,195 @@ def test_an_output_that_never_changes_costs_nothing_and_breaks_nothing(every_row
     assert torch.isfinite(weight).all()
     assert torch.isfinite(change).all()
     assert not weight[:, 2].any()
+
+
+# Anchor-based layers
+
+
+ANCHOR_GAINS = {"box": 0.05, "obj": 0.7, "cls": 0.3}
+
+
+def joint_seen(layer, images=2, rows=6, columns=8, change=None):
+    """The curvature of each output summed over all points of one batch, and the outputs, (B, anchors, H, W, .)."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(images, layer.in_features, rows * columns, generator=generator)
+    outputs = layer.module(features[..., None]).detach()[..., 0]
+    if change is not None:
+        change(layer.layout.by_anchor(outputs))
+    gram = curvature_gram(layer, ANCHOR_GAINS, 0)
+    gram.add(features, outputs, Anchors())
+    split = layer.layout.by_anchor(outputs).view(images, len(layer.layout.sizes), -1, rows, columns)
+    return gram, split.permute(0, 1, 3, 4, 2)
+
+
+def anchor_loss(layer):
+    """The criterion of a head of this level alone."""
+    from yolo_os.integration.yolov5.loss import AnchorLoss
+
+    head = SimpleNamespace(anchors=torch.tensor([layer.layout.sizes]), nc=layer.layout.classes, nl=1)
+    loss = AnchorLoss(head, ANCHOR_GAINS)
+    loss.balance = (layer.layout.balance,)
+    return loss
+
+
+def second_derivative(function, values):
+    """Of a function along the direction of all ones, in numbers of the shape of `values`."""
+    gradient = torch.autograd.grad(function(values), values, create_graph=True)[0].sum()
+    return float(torch.autograd.grad(gradient, values)[0].sum())
+
+
+def test_objectness_sums_are_the_second_derivative_of_the_whole_training_loss(every_row):
+    """With respect to the bias of each anchor's objectness, whatever the labels."""
+    layer = joint_layer()
+    gram, outputs = joint_seen(layer)
+    found = gram.moments()[:, -1, -1].view(2, -1)[:, 4]
+    batch = {"batch_idx": torch.tensor([0.0, 1.0]), "cls": torch.tensor([[0.0], [2.0]]),
+             "bboxes": torch.tensor([[0.4, 0.4, 0.2, 0.3], [0.6, 0.3, 0.4, 0.4]])}  # fmt: skip
+    for anchor in range(2):
+        bias = torch.zeros((), requires_grad=True)
+        moved = outputs.clone()
+        target = moved[:, anchor, ..., 4]
+
+        def total(bias, moved=moved, target=target, anchor=anchor):
+            changed = moved.clone()
+            changed[:, anchor, ..., 4] = target + bias
+            terms = anchor_loss(layer)([changed], batch)[0] / len(changed)
+            return terms[1]  # the box loss has no objectness in it, but its IoU is the target
+
+        assert float(found[anchor]) == pytest.approx(second_derivative(total, bias), rel=1e-4)
+
+
+def test_class_sums_of_an_anchor_based_layer_are_those_of_its_loss_where_objectness_says_who_learns(every_row):
+    layer = joint_layer()
+    batch = {"batch_idx": torch.tensor([0.0, 1.0]), "cls": torch.tensor([[0.0], [2.0]]),
+             "bboxes": torch.tensor([[0.43, 0.4, 0.2, 0.3], [0.62, 0.3, 0.4, 0.4]])}  # fmt: skip
+    matches = anchor_loss(layer).match(0, (6, 8), batch)
+    learns = torch.full((2, 2, 6, 8), -60.0)
+    learns[matches.image, matches.anchor, matches.row, matches.column] = 60.0
+    assert int((learns > 0).sum()) == len(matches.label) > 4  # no cell twice
+
+    def says_so(split):
+        split[:, :, 4] = learns.flatten(2)
+
+    gram, outputs = joint_seen(layer, change=says_so)
+    found = gram.moments()[:, -1, -1].view(2, -1)[:, 5:]
+    for anchor in range(2):
+        for label in range(3):
+
+            def total(bias, anchor=anchor, label=label):
+                changed = outputs.clone()
+                changed[:, anchor, ..., 5 + label] = changed[:, anchor, ..., 5 + label] + bias
+                return anchor_loss(layer)([changed], batch)[0][2] / len(changed)
+
+            expected = second_derivative(total, torch.zeros((), requires_grad=True))
+            assert float(found[anchor, label]) == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+def iou(a, b):
+    """Of boxes (k, 4) as x, y, w, h."""
+    low, high = (torch.stack([box[:, :2] + side * box[:, 2:] / 2 for box in (a, b)]) for side in (-1, 1))
+    inside = (high.amin(0) - low.amax(0)).clamp(min=0).prod(1)
+    return inside / (a[:, 2:].prod(1) + b[:, 2:].prod(1) - inside)
+
+
+@pytest.mark.parametrize("j", range(4))
+def test_the_curvature_of_a_box_is_that_of_the_mean_loss_over_targets(j):
+    """By a simulation: targets normally distributed about a box, all four errors of one spread."""
+    generator = torch.Generator().manual_seed(0)
+    z, size = torch.tensor([0.4, -0.7, 0.3, -0.4], dtype=torch.float64), torch.tensor([3.0, 2.0], dtype=torch.float64)
+
+    def box(z):
+        y = z.sigmoid()
+        return torch.cat([2 * y[:2] - 0.5, (2 * y[2:]).square() * size])
+
+    whole, centre = 0.04, box(z)
+    spread = whole / 4 * math.pi**0.5 / torch.tensor([2.0, 2.0, 1.0, 1.0])
+    errors = torch.randn(400_000, 4, generator=generator, dtype=torch.float64) * spread
+    targets = torch.cat([centre[:2] + errors[:, :2] * centre[2:], centre[2:] * errors[:, 2:].exp()], 1)
+    assert float(1 - iou(centre.expand(len(targets), 4), targets).mean()) == pytest.approx(whole, rel=0.1)
+    felt = boxes_felt(z[None, None], size[None])[0, 0]
+    step = torch.zeros(4, dtype=torch.float64)
+    step[j] = whole / 8 / felt[j]
+    losses = [1 - iou(box(z + k * step).expand(len(targets), 4), targets).mean() for k in (-1, 0, 1)]
+    found = float((losses[0] - 2 * losses[1] + losses[2]) / step[j] ** 2)
+    assert found == pytest.approx(float(4 / (math.pi * whole) * felt[j] ** 2), rel=0.15)
+
+
+def test_the_mean_box_loss_is_what_objectness_says_of_it(every_row):
+    layer = joint_layer()
+
+    def surely(split):
+        split[:, :, 4] = math.log(0.8 / 0.2)
+
+    gram, outputs = joint_seen(layer, change=surely)
+    sizes = torch.tensor(layer.layout.sizes)
+    felt = boxes_felt(outputs.permute(0, 2, 3, 1, 4)[..., :4].flatten(0, 2), sizes).square().mean(0) / 2  # per anchor
+    expected = ANCHOR_GAINS["box"] * 4 / (math.pi * 0.2) * felt
+    torch.testing.assert_close(gram.moments()[:, -1, -1].view(2, -1)[:, :4].float(), expected, rtol=1e-4, atol=0)
+
+
+def test_a_single_class_has_no_class_loss(every_row):
+    gram, _ = joint_seen(joint_layer(classes=1))
+    sums = gram.moments()[:, -1, -1].view(2, 6)
+    assert (sums[:, :5] > 0).all()
+    assert not sums[:, 5].any()
+    assert all(torch.isfinite(each).all() for each in shrinkages([gram])["m.0"].solve(1e-3))
+
+
+def test_the_classes_of_a_large_layer_share_their_mean_curvature(every_row, monkeypatch):
+    layer = joint_layer()
+    apart, _ = joint_seen(layer)
+    monkeypatch.setattr(curvature, "SHARED_ABOVE", 0)
+    shared, _ = joint_seen(layer)
+    assert apart.groups is None
+    assert shared.groups.tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 10, 11, 11, 11]
+    one, other = apart.moments().view(2, 8, 7, 7), shared.moments().view(2, 6, 7, 7)
+    torch.testing.assert_close(other[:, :5], one[:, :5])
+    torch.testing.assert_close(other[:, 5], one[:, 5:].mean(1))
+    ready, spelled = shrinkages([shared])["m.0"], shrinkages([apart])["m.0"]
+    assert ready.vectors.shape == (12, 6, 6)
+    for mu in (1e-4, 1e-2):
+        weight, change = ready.solve(mu)
+        assert weight.shape == spelled.weight.shape
+        assert torch.isfinite(change).all()
+        box = spelled.solve(mu)[0].view(6, 2, 8)[..., :5]
+        torch.testing.assert_close(weight.view(6, 2, 8)[..., :5], box)
+
+
+def test_the_draw_of_rows_of_an_anchor_based_layer_is_unbiased(monkeypatch):
+    layer = joint_layer(shift=0)
+
+    def sums(seed):
+        gram = curvature_gram(layer, ANCHOR_GAINS, seed)
+        gram.add(*batch_of(layer, points=60))
+        return gram.moments()
+
+    monkeypatch.setattr(curvature, "ROWS", 10**9)
+    monkeypatch.setattr(curvature, "ROWS_SHARE", 1e7)
+    full = sums(0)
+    monkeypatch.setattr(curvature, "ROWS", 16)
+    draws = torch.stack([sums(seed) for seed in range(300)])
+    error = float((draws.mean(0) - full).square().sum())
+    expected = float(draws.var(0).sum()) / len(draws)
+    assert 0 < expected < float(full.square().sum()) * 0.05**2
+    assert error < 4 * expected
+
+
+def test_sums_of_an_anchor_based_layer_add_up_whoever_takes_in_which_batch():
+    layer = joint_layer()
+    batches = [batch_of(layer, points=100, seed=seed) for seed in range(3)]
+
+    def seen(*numbers):
+        gram = curvature_gram(layer, ANCHOR_GAINS, 0)
+        for number in numbers:
+            gram.add(*batches[number])
+        return gram
+
+    together, parts = seen(0, 1, 2), [seen(2), seen(1, 0)]
+    torch.testing.assert_close(sum(part.presence for part in parts), together.presence)
+    assert sum(part.seen for part in parts) == together.seen
+    weighted = sum(part._weighted for part in parts)
+    torch.testing.assert_close(weighted, together._weighted, rtol=1e-10, atol=0)
 
 
 # What is summed up

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.nn.tasks import guess_model_task
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
-from yolo_os.integration.gate import RECORD, model_in, read_contents
+from yolo_os.integration import yolov5
+from yolo_os.integration.gate import RECORD, find_checkpoint, model_in, read_contents
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import quiet
 from yolo_os.integration.written import note_written, written_here
@@ -39,12 +40,14 @@ class Checkpoint:
         contents: all of it, as it was.
         stored: the model in it that Ultralytics would use (the EMA where there is one), as it was.
         model: a copy of that in float32 and eval mode, with complete `args`, to work on.
+        classic: where it is one of the YOLOv5 repository, that; `contents` then hold what is known of its training.
     """
 
     path: Path
     contents: dict[str, Any]
     stored: nn.Module
     model: nn.Module
+    classic: yolov5.Classic | None = None
 
     @property
     def precision(self) -> torch.dtype:
@@ -64,7 +67,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -> Checkpoint:
-    """Read an Ultralytics checkpoint.
+    """Read an Ultralytics checkpoint, or an anchor-based one of the YOLOv5 repository.
 
     A checkpoint is a pickle, and unpickling can run code: `yolo_os.integration.unpickle` reads it without.
 
@@ -76,6 +79,9 @@ def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -
     Raises:
         UserError: if there is no such file, it is no checkpoint, or it holds something that is not let through.
     """
+    file = find_checkpoint(path, key)
+    if yolov5.recognises(file):
+        return _classic(Path(path), trust, key)
     with guarded(trust):
         contents = read_contents(path, trust or written_here(path), key)
     stored = model_in(contents)
@@ -88,6 +94,24 @@ def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -
     if not isinstance(getattr(model, "task", None), str):
         untyped.task = guess_model_task(model)
     return Checkpoint(Path(path), contents, stored, model)
+
+
+def _classic(file: Path, trust: bool, key: str) -> Checkpoint:
+    """A checkpoint of the YOLOv5 repository; which of its models is taken is said where it has two."""
+    try:
+        classic = yolov5.read(file, trust)
+    except UserError as error:
+        raise UserError(f"{key}={file}: {error}") from None
+    if classic.other:
+        LOGGER.warning(
+            f"{file} is of an unfinished training: its '{classic.part}' is taken, as the YOLOv5 repository does, and "
+            "its other model stays as it is"
+        )
+    model = classic.model
+    model.args = complete_args(classic.train_args)
+    stored = copy.deepcopy(model).to(classic.precision)
+    contents = {"model": stored, "train_args": dict(classic.train_args), RECORD: classic.records}
+    return Checkpoint(file, contents, stored, model, classic)
 
 
 def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +146,11 @@ def save_shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, 
     """
     if out.exists() and out.samefile(checkpoint.path):
         raise UserError(f"out={out} is the model itself: the input is never changed, choose another name")
-    write(shifted(checkpoint, model, record), out)
+    if checkpoint.classic is not None:
+        with written_whole(out) as temporary:
+            checkpoint.classic.write(model, record, temporary)
+    else:
+        write(shifted(checkpoint, model, record), out)
 
 
 def shifted(checkpoint: Checkpoint, model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:

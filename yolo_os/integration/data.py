@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -20,7 +21,7 @@ from ultralytics.utils import LOGGER
 from yolo_os.conversion.dataset import dataset_for
 from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
-from yolo_os.evaluation.names import some
+from yolo_os.evaluation.names import match_names, some
 from yolo_os.evaluation.readers.devkit import class_names, find_roots
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.files import as_path
@@ -142,7 +143,8 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     single = bool(args.get("single_cls"))
     described = describe(data, split, None if single else class_names_of(model))
     known = getattr(untyped.model[-1], "nc", None)
-    if known not in (None, 1 if single else len(described["names"])):
+    numbers = None if single else numbers_in_model(described["names"], class_names_of(model))
+    if numbers is None and known not in (None, 1 if single else len(described["names"])):
         raise UserError(
             f"data={data} has {len(described['names'])} classes and the model {known}: take the data of its training"
         )
@@ -167,6 +169,9 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
                     cfg, described[split], batch, described, mode="val", rect=False, stride=stride_of(model)
                 )
         forget_arrays(dataset)
+        if numbers is not None:
+            for label in dataset.labels:
+                label["cls"] = np.array(numbers, label["cls"].dtype)[label["cls"].astype(int)]
         return dataset
     except Exception as error:  # Ultralytics raises anything from AssertionError to SyntaxError here
         raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
@@ -220,6 +225,23 @@ def class_names_of(model: nn.Module) -> list[str]:
     if isinstance(names, Mapping):  # by numbers, which some write as text
         names = [names[index] for index in sorted(names, key=int)]
     return [str(name) for name in names]
+
+
+def numbers_in_model(names: Mapping[int, str], known: Sequence[str]) -> list[int] | None:
+    """By which number a model has each class of the data, where it names or numbers them otherwise but has them all.
+
+    Args:
+        names: the classes of the data by number.
+        known: the model's classes, in its order; COCO's and VOC's names of one class match.
+
+    Returns:
+        None where the numbers are the same, or a class of the data is not among the model's.
+    """
+    if set(names.values()) == set(known):
+        return None
+    matched = match_names(names, known)
+    distinct = len(set(matched.values())) == len(names)
+    return [matched[number] for number in sorted(names)] if distinct else None
 
 
 def class_order(found: Sequence[str], known: Sequence[str], every: bool = False) -> list[str]:
@@ -312,6 +334,6 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
             f"'{names[first]}' in the model), so its labels would mean other classes: reorder its names"
         )
     unknown = [name for name in order if name not in names]
-    if unknown:
+    if unknown and numbers_in_model(described["names"], names) is None:
         LOGGER.warning(f"data={data} names classes that the model does not ({some(unknown)}): are these its labels?")
     return described

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -27,7 +27,7 @@ from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import check_channels, class_names_of, describe, task_of
 from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import quiet
+from yolo_os.integration.runtime import quiet, unhurried
 from yolo_os.loss import LossMean, training_loss
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
@@ -163,7 +163,14 @@ class Validation:
         copied: Any = copy.deepcopy(model)  # the validator fuses what it is given
         if loss:  # a fused end-to-end head lacks the branch that its loss needs
             copied.fuse = MethodType(_as_it_is, copied)
-        with tempfile.TemporaryDirectory() as scratch, quiet(), guarded(), eval_mode(model), measure as measured:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            quiet(),
+            unhurried(),
+            guarded(),
+            eval_mode(model),
+            measure as measured,
+        ):
             try:
                 validator = Collecting(dataloader=self._batches, save_dir=Path(scratch), args=self._settings)
                 validator(model=copied)

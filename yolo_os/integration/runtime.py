@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER, TQDM
+from ultralytics.utils import LOGGER, TQDM, nms
 from ultralytics.utils.torch_utils import select_device
 
 from yolo_os.errors import UserError
@@ -44,3 +46,17 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(level)
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Ultralytics' suppression of overlaps without its limit of time for the length of a block.
+
+    Past that limit, on a busy machine or with many classes, it goes on without the detections of the images left.
+    """
+    hurried = nms.non_max_suppression
+    nms.non_max_suppression = functools.partial(hurried, max_time_img=math.inf)
+    try:
+        yield
+    finally:
+        nms.non_max_suppression = hurried

@@ -10,7 +10,7 @@ from torch import Tensor
 from yolo_os.heads import PredictionLayer
 from yolo_os.linalg import Shrinkage, default_rtol, in_float64, least_norm_from_gram, mu_for_norm
 from yolo_os.methods.base import Candidate, LayerFeatures, Move, Solved, System
-from yolo_os.methods.curvature import CurvatureGram, shrinkages
+from yolo_os.methods.curvature import CurvatureGram, curvature_gram, shrinkages
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.statistics import Collector
 
@@ -23,14 +23,12 @@ class Budget:
     """One multiplier for all layers and outputs, curvatures of the loss as weights, the bias takes up the mean."""
 
     def unchanged(self, layer: PredictionLayer, recipe: ShiftRecipe) -> str | None:
-        """A layer whose outputs mix box, objectness and classes, or one without bias to take up the mean."""
-        if layer.role == "joint":
-            return "budget knows no curvature of an anchor-based head: use method=sos"
+        """A layer without bias, which is to take up the mean."""
         return "it has no bias to take up the mean: use method=sos" if layer.module.bias is None else None
 
     def collector(self, layer: PredictionLayer, recipe: ShiftRecipe, gains: Mapping[str, float]) -> Collector:
         """Sums weighted by the curvature of the loss."""
-        return CurvatureGram(layer, gains, recipe.seed)
+        return curvature_gram(layer, gains, recipe.seed)
 
     def solve(self, found: Sequence[LayerFeatures], recipe: ShiftRecipe) -> Solved:
         """From `keep` of the squared norm upwards in even steps."""

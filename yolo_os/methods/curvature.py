@@ -16,10 +16,26 @@ KL(old || new) of the predictions, in units of the loss; for DFL it is that bin 
 each divided by the sum of s over all anchor points of the branch. s_i, the sum of class probabilities, stands for the
 target score of the assigner: BCE trains it to be that in expectation. Both branches of an end-to-end head count the
 same.
+
+An anchor-based layer (role `joint`, YOLOv5 classic) holds box, objectness and classes of each of its anchors. Its loss
+means objectness over all N anchors of a level, the others over the anchors of the level that learn an object. How
+likely that is, the objectness q = sigmoid(z) is trained to say (its target is the IoU, 0 for background), so with S
+the sum of q over the level, at least 1 a batch:
+
+    objectness  h_ij = obj * balance * q (1 - q) / N       balance: the weight of the level
+    class       h_ij = cls / classes * p (1 - p) * q / S   none for a single class, which has no class loss
+    box         h_ij = box * 4 / (pi l) * (du_j/dz)^2 * q / S
+
+The box loss, 1 - IoU, has a kink where the box fits and no second derivative there, but its mean over targets has one.
+For a shift by a share t of the side, and a side that changes by the factor e^v, it is to first order the larger of
+2 |t| and |v|, summed over both axes; u_j is that 2 t or v. With errors of the model that are normally distributed, of
+one spread in all four u, and come to a mean box loss l, the second derivative of the mean is 4 / (pi l). As q learns
+the IoU, l = 1 - sum q^2 / sum q.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,6 +54,9 @@ UNIFORM = 256
 # The curvature that every anchor point has at least, as a share of the mean: keeps weights with next to no curvature,
 # such as those that rank rare classes, from vanishing.
 FLOOR = 0.01
+# Of an anchor-based layer, the classes of an anchor share one sum above so many bytes of sums, its curvature then being
+# their mean: n is 255 for COCO, and m goes to 1280.
+SHARED_ABOVE = 2**29
 
 
 class CurvatureGram:
@@ -56,13 +75,18 @@ class CurvatureGram:
         seen: anchor points seen.
         all: the plain Gram matrix, of at most UNIFORM anchor points an image, drawn evenly.
         presence: the sum of s over all anchor points that the layer's loss looks at: all levels of its branch.
+        kinds: of each weighted sum, what its outputs are: those of one kind share a floor.
+        groups: (n,), which of the weighted sums is that of each output; None: each has its own.
     """
+
+    groups: Tensor | None = None
 
     def __init__(self, layer: PredictionLayer, gains: Mapping[str, float], seed: int) -> None:
         self.layer = layer
         self.all = Gram()
         self.seen = 0
         self.presence = torch.zeros((), dtype=torch.float64)
+        self.kinds: tuple[str, ...] = (layer.role,) * layer.out_features
         self._gains = gains
         self._seed = seed
         self._weighted: Tensor | None = None  # (n, m + 1, m + 1), or (1, ...) where the outputs share w = s
@@ -79,12 +103,9 @@ class CurvatureGram:
         generator = generator_for(features.device, self._seed, self.layer.name, anchors.batch)
         some = torch.randperm(points, generator=generator, device=features.device)[:UNIFORM]
         self.all.add(features[:, :, some], outputs[:, :, some], anchors)
-        presence, total = anchors.presence, anchors.branch_presence
-        if presence is None or total is None or presence.shape != (images, points):
-            presence = features.new_ones(images, points)
-            total = presence.sum()
+        presence, total = self._presence(outputs, anchors)
         rows_wanted = images * min(ROWS, max(4, round(ROWS_SHARE * points)))
-        chance = _chances(self._share(anchors, presence).flatten(), rows_wanted)
+        chance = _chances(self._share(outputs, anchors, presence).flatten(), rows_wanted)
         drawn = (torch.rand(len(chance), generator=generator, device=features.device) < chance).nonzero()[:, 0]
         image, point = torch.div(drawn, points, rounding_mode="floor"), drawn % points
         rows = features[image, :, point].float()
@@ -104,7 +125,16 @@ class CurvatureGram:
         if self._weighted is not None:
             self._weighted = add_up(self._weighted)
 
-    def _share(self, anchors: Anchors, presence: Tensor) -> Tensor:
+    def _presence(self, outputs: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
+        """s of each anchor point, (B, P), and what is summed up of it over all that the layer's loss looks at."""
+        images, _, points = outputs.shape
+        presence, total = anchors.presence, anchors.branch_presence
+        if presence is None or total is None or presence.shape != (images, points):
+            presence = outputs.new_ones(images, points)
+            total = presence.sum()
+        return presence, total
+
+    def _share(self, outputs: Tensor, anchors: Anchors, presence: Tensor) -> Tensor:
         """(B, P): what inclusion probabilities follow: the share of the curvature, or a cheap stand-in for it.
 
         Each class has an equal share, however rare; for the other layers curvature goes with presence.
@@ -148,6 +178,69 @@ class CurvatureGram:
         return self.all.energy(weight, bias)
 
 
+class JointGram(CurvatureGram):
+    """The same of an anchor-based layer.
+
+    `presence` holds S, the sum of q, and that of q^2.
+    """
+
+    def __init__(self, layer: PredictionLayer, gains: Mapping[str, float], seed: int) -> None:
+        super().__init__(layer, gains, seed)
+        assert layer.layout is not None
+        self.presence = torch.zeros(2, dtype=torch.float64)
+        self._layout = layer.layout
+        anchors, classes = len(layer.layout.sizes), layer.layout.classes
+        self._shared = layer.out_features * (layer.in_features + 1) ** 2 * 8 > SHARED_ABOVE
+        each = ("box",) * 4 + ("obj",) + ("cls",) * (1 if self._shared else classes)
+        self.kinds = each * anchors
+        if self._shared:
+            own = torch.cat([torch.arange(5), torch.full((classes,), 5)])
+            self.groups = (own + len(each) * torch.arange(anchors)[:, None]).flatten().to(layer.module.weight.device)
+
+    def _presence(self, outputs: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
+        """The sum of q over the anchors of a point."""
+        q = self._objectness(outputs)
+        return q.sum(1), torch.stack([q.sum().clamp(min=1), q.square().sum()])
+
+    def _share(self, outputs: Tensor, anchors: Anchors, presence: Tensor) -> Tensor:
+        """Half of it goes with the curvature of the objectness, half with q, which the others have in common."""
+        q = self._objectness(outputs)
+        parts = [(q * (1 - q)).sum(1), presence]
+        tiny = torch.finfo(torch.float32).tiny
+        return torch.stack([part / part.sum().clamp(min=tiny) for part in parts]).sum(0)
+
+    def _objectness(self, outputs: Tensor) -> Tensor:
+        """q, (B, anchors, P)."""
+        return self._layout.by_anchor(outputs)[:, :, 4].float().sigmoid()
+
+    def _curvature(self, outputs: Tensor, presence: Tensor) -> Tensor:
+        """Those of one anchor after the other, as the outputs are; what is divided by comes at the end."""
+        sizes = torch.tensor(self._layout.sizes, device=outputs.device)
+        y = outputs.view(len(outputs), len(sizes), -1)  # (k, anchors, 5 + classes)
+        q = y[..., 4:5].sigmoid()
+        classes = self._gains["cls"] / self._layout.classes * bernoulli(y[..., 5:]) * q
+        if self._layout.classes == 1:
+            classes = torch.zeros_like(classes)
+        if self._shared:
+            classes = classes.mean(2, keepdim=True)
+        box = self._gains["box"] * boxes_felt(y[..., :4], sizes).square() * q
+        objectness = self._gains["obj"] * self._layout.balance / len(sizes) * q * (1 - q)
+        return torch.cat([box, objectness, classes], 2).flatten(1)
+
+    def moments(self) -> Tensor:
+        """Sums of h [a; 1] [a; 1]^T in units of the loss, one for each of `kinds`."""
+        assert self._weighted is not None
+        learnt, squares = (float(each) for each in self.presence)
+        loss = min(max(1 - squares / learnt, 0.01), 1.0)
+        scale = {"box": 4 / (math.pi * loss) / learnt, "obj": 1 / self.seen, "cls": 1 / learnt}
+        return self._weighted * self._weighted.new_tensor([scale[kind] for kind in self.kinds])[:, None, None]
+
+
+def curvature_gram(layer: PredictionLayer, gains: Mapping[str, float], seed: int) -> CurvatureGram:
+    """The collector of a layer's role."""
+    return (CurvatureGram if layer.layout is None else JointGram)(layer, gains, seed)
+
+
 def shrinkages(grams: Sequence[CurvatureGram]) -> dict[str, Shrinkage]:
     """The layers ready to be shrunk, by name: curvatures in units of the loss, floor included.
 
@@ -155,17 +248,19 @@ def shrinkages(grams: Sequence[CurvatureGram]) -> dict[str, Shrinkage]:
         ValueError: if features or weights hold NaN or infinity.
     """
     moments = {gram.layer.name: gram.moments() for gram in grams}
-    floor: dict[str, float] = {}
-    for role in {gram.layer.role for gram in grams}:
-        same = [gram for gram in grams if gram.layer.role == role]
-        mass = sum(float(moments[gram.layer.name][:, -1, -1].sum()) for gram in same)
-        floor[role] = FLOOR * mass / sum(gram.seen * len(moments[gram.layer.name]) for gram in same)
-    return {
-        gram.layer.name: Shrinkage.from_moments(
-            moments[gram.layer.name] + floor[gram.layer.role] * gram.uniform, gram.layer.matrix
-        )
-        for gram in grams
-    }
+    mass: dict[str, float] = {}
+    points: dict[str, int] = {}
+    for gram in grams:
+        for kind, each in zip(gram.kinds, moments[gram.layer.name][:, -1, -1].tolist()):
+            mass[kind] = mass.get(kind, 0.0) + each
+            points[kind] = points.get(kind, 0) + gram.seen
+    ready = {}
+    for gram in grams:
+        sums = moments.pop(gram.layer.name)
+        floor = sums.new_tensor([FLOOR * mass[kind] / points[kind] for kind in gram.kinds])
+        sums += floor[:, None, None] * gram.uniform
+        ready[gram.layer.name] = Shrinkage.from_moments(sums, gram.layer.matrix, gram.groups)
+    return ready
 
 
 def bernoulli(logits: Tensor) -> Tensor:
@@ -178,6 +273,18 @@ def categorical(logits: Tensor, bins: int) -> Tensor:
     """q (1 - q), the second derivative of softmax cross entropy in each logit: (k, 4 bins), a softmax a side."""
     q = logits.reshape(len(logits), 4, bins).softmax(2)
     return (q * (1 - q)).flatten(1)
+
+
+def boxes_felt(logits: Tensor, sizes: Tensor) -> Tensor:
+    """How far 1 - IoU of a box that fits goes for a small step of each of x, y, w, h: (k, anchors, 4).
+
+    The box of an anchor: its centre 2 sigmoid(z) cells from that of the cell's corner, its side (2 sigmoid(z))^2 times
+    the anchor's.
+    """
+    y = logits.sigmoid()
+    centre, side = y[..., :2], y[..., 2:]
+    shares = 2 * centre * (1 - centre) / ((2 * side).square() * sizes).clamp(min=1e-3)
+    return torch.cat([2 * shares, 2 * (1 - side)], -1)
 
 
 def _chances(share: Tensor, rows: int) -> Tensor:
