@@ -93,6 +93,7 @@ def letterboxed(file, imgsz):
 
 def variants(model, line, images, imgsz):
     """Name: values, for a few shares."""
+    yield "anew at 1", lambda: anew(model, line, 1.0, images, imgsz)
     for share in (0.8, 0.5):
         parts = {
             "line": lambda name: True,
@@ -153,19 +154,25 @@ def parts(study, options, out):
         images = sorted((data.parent / "images" / "train").iterdir())
         judge.at(model, line, {}, kept, "as trained")
         made = [("as trained", dict), *variants(model, line, images, study.imgsz)]
+        if options.only:
+            made = made[:1] + [each for each in made[1:] if each[0].startswith(tuple(options.only.split(",")))]
         for label, values in made:
             if not (kept / f"test-old-{label}.npz").exists():
                 judge.at(model, line, values(), kept, label)
-        values, shares = greedy(judge, model, line, kept)
-        taken.append(shares)
-        judge.at(model, line, values, kept, "greedy on val")
-        for label in [label for label, _ in made] + ["greedy on val"]:
+        labels = [label for label, _ in made]
+        if not options.only:
+            values, shares = greedy(judge, model, line, kept)
+            taken.append(shares)
+            labels.append("greedy on val")
+            judge.at(model, line, values, kept, labels[-1])
+        for label in labels:
             for side in ("new", "old"):
                 found.setdefault(label, {}).setdefault(side, []).append(load(kept / f"test-{side}-{label}.npz")[0])
-        print(f"{folder.name}: greedy took {shares}", flush=True)
     yield f"{options.data}, camera {options.camera}, {options.arm}, {len(options.seeds)} seeds"
     yield from rows(found, study.counted)
-    yield f"greedy shares of backbone, neck, head: {'; '.join(' '.join(f'{s:g}' for s in t.values()) for t in taken)}"
+    if taken:
+        shares = "; ".join(" ".join(f"{share:g}" for share in each.values()) for each in taken)
+        yield f"greedy shares of backbone, neck, head: {shares}"
 
 
 def rows(found, names):
@@ -262,6 +269,7 @@ def main():
     parser.add_argument("--arm", default="stock20", choices=tuple(ARMS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--out", default="runs/toward")
+    parser.add_argument("--only", help="beginnings of the names of the rows wanted, with commas; greedy is left out")
     parser.add_argument("--heads", action="store_true", help="the second table")
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
