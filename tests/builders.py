@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 
 FAMILIES = (
@@ -31,7 +33,7 @@ def small_model(name="yolov8n", seed=0):
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     from yolo_os.heads import prediction_layers
-    from yolo_os.integration.untrained import build
+    from yolo_os.integration.architecture import build
 
     torch.manual_seed(seed)
     model = build(f"{name}.yaml")
@@ -187,3 +189,13 @@ def digits_subset(folder, digits, **counts):
     described = {"path": str(folder), **{split: f"images/{split}" for split in counts}, "names": list(names)}
     (folder / "data.yaml").write_text(yaml.safe_dump({"val": described.get("train"), **described}))
     return folder / "data.yaml"
+
+
+def repacked(source, target, change):
+    """Copy an archive of torch.save, each record through `change(name, bytes)`; None leaves one out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            data = change(entry.filename.split("/", 1)[1], old.read(entry))
+            if data is not None:
+                new.writestr(entry.filename, data)
+    return target

@@ -126,7 +126,7 @@ def bad_files(tmp_path_factory, request):
     broken = torch.load(detector, weights_only=False)
     broken["model"].model[0].conv.weight.data.fill_(float("nan"))
     torch.save(broken, folder / "nan.pt")
-    from yolo_os.integration.untrained import build
+    from yolo_os.integration.architecture import build
 
     torch.save({"model": build("yolo11n-cls.yaml").half(), "train_args": {}}, folder / "cls.pt")
     (folder / "none").mkdir()

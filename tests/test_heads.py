@@ -14,7 +14,7 @@ from ultralytics import YOLO
 
 from yolo_os.errors import UserError
 from yolo_os.heads import balance_of, find_head, prediction_layers, unwrap
-from yolo_os.integration.untrained import build
+from yolo_os.integration.architecture import build
 
 ARCHITECTURES = sorted((Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"))
 NOT_DETECTORS = ("-cls", "-sem", "-depth")

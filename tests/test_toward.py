@@ -41,7 +41,7 @@ def pair(request):
 
 
 def small(folder, seed):
-    from yolo_os.integration.untrained import build
+    from yolo_os.integration.architecture import build
 
     torch.manual_seed(seed)
     model = build(folder / "detector.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ RUN_KEYS = (
 # What the system says when there is no more room: on the disk, of the user's share, for one file.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG}
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-.*")
 _DAY = 24 * 60 * 60
 _LONGEST_NAME = 80  # letters of a file's name that come from data
 
@@ -57,6 +59,8 @@ def _base(mode: str, options: dict[str, Any]) -> Path:
 def run_folder(mode: str, options: dict[str, Any]) -> Path:
     """Make `runs/MODE/exp`, `exp2`, ... (as Ultralytics numbers them) from the RUN_KEYS of a mode.
 
+    What killed runs left half written in those folders is removed.
+
     Raises:
         UserError: if the folder cannot be made.
     """
@@ -64,6 +68,7 @@ def run_folder(mode: str, options: dict[str, Any]) -> Path:
     folder, number = base, 2
     while folder.exists() and not options["exist_ok"]:
         folder, number = base.with_name(f"{base.name}{number}"), number + 1
+    clean_runs(base)
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,12 @@ def run_folder(mode: str, options: dict[str, Any]) -> Path:
         ) from None
     _made[folder] = made
     return folder
+
+
+def clean_runs(base: Path) -> None:
+    """Remove what killed runs left half written in a run folder and those that are numbered after it."""
+    for folder in base.parent.glob(f"{glob.escape(base.name)}*"):
+        _remove(folder.rglob(".*"))
 
 
 _made: dict[Path, list[Path]] = {}  # by run folder, those that were not there before it, innermost first
@@ -160,10 +171,14 @@ def temporary_prefix(path: Path) -> str:
 
 def remove_leftovers(path: Path) -> list[Path]:
     """Remove the temporary files for a path that killed processes left; returns temporary folders, which are left."""
-    belongs = re.compile(rf"\.{re.escape(path.stem[:40])}\.([0-9a-f]{{8}})-(\d+)-.*")
+    return _remove(entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.stem[:40]}."))
+
+
+def _remove(entries: Iterable[Path]) -> list[Path]:
+    """Remove those of some files that nobody writes any more; returns such folders."""
     folders = []
-    for entry in path.parent.iterdir():
-        match = belongs.fullmatch(entry.name)
+    for entry in entries:
+        match = _TEMPORARY.fullmatch(entry.name)
         if not match or _is_used(entry, match[1], int(match[2])):
             continue
         if entry.is_dir():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from yolo_os.errors import UserError
 
 _MOST_YAML = 20_000_000  # bytes
 _MOST_NESTED = 64
 _MOST_PARTS = 1_000_000  # of a YAML file, its aliases unfolded
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
 
@@ -26,6 +24,9 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         UserError: if it can't be read, is no YAML, or asks for too much.
     """
+    import yaml  # here, for what starts without it
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     file = Path(path)
     try:
         if file.stat().st_size > _MOST_YAML:
@@ -36,16 +37,18 @@ def read_yaml(path: str | Path) -> Any:
             raise
         raise UserError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     try:
-        _measure(text)
-        return yaml.load(text, Loader=_LOADER)  # a safe loader: plain data only
+        _measure(yaml.parse(text, Loader=loader))
+        return yaml.load(text, Loader=loader)  # a safe loader: plain data only
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except Exception as error:  # YAMLError, and ValueError for dates and numbers that are none
         raise UserError(f"{file}: is no YAML ({' '.join(str(error).split())[:300]})") from None
 
 
-def _measure(text: str) -> None:
+def _measure(events: Iterable[Any]) -> None:
     """Refuse nesting that is too deep, and aliases that unfold into too much or into themselves."""
+    from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+
     sizes: dict[str, int] = {}
     holding: list[tuple[str | None, int]] = [(None, 0)]  # of the collections that are open: anchor and parts so far
 
@@ -55,21 +58,21 @@ def _measure(text: str) -> None:
             raise UserError(f"its aliases unfold into more than {_MOST_PARTS:,} parts")
         holding[-1] = (anchor, parts + count)
 
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.AliasEvent):
+    for event in events:
+        if isinstance(event, AliasEvent):
             if event.anchor in (anchor for anchor, _ in holding):
                 raise UserError(f"its alias *{event.anchor} holds itself")
             add(sizes.get(str(event.anchor), 1))
-        elif isinstance(event, yaml.CollectionStartEvent):
+        elif isinstance(event, CollectionStartEvent):
             if len(holding) > _MOST_NESTED:
                 raise UserError(f"nested more than {_MOST_NESTED} deep")
             holding.append((event.anchor, 1))
-        elif isinstance(event, yaml.CollectionEndEvent):
+        elif isinstance(event, CollectionEndEvent):
             anchor, parts = holding.pop()
             if anchor is not None:
                 sizes[anchor] = parts
             add(parts)
-        elif isinstance(event, yaml.ScalarEvent):
+        elif isinstance(event, ScalarEvent):
             if event.anchor is not None:
                 sizes[event.anchor] = 1
             add(1)

@@ -21,6 +21,7 @@ import pytest
 import requests
 import torch
 import yaml
+from builders import repacked
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.nn.distill_model import DistillationModel
@@ -29,11 +30,11 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_os.cli import main
 from yolo_os.errors import UserError
+from yolo_os.integration.architecture import build
 from yolo_os.integration.checkpoint import load_checkpoint, read_contents
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.labelcache import read_label_cache
 from yolo_os.integration.unpickle import Damaged, Refused, read_archive
-from yolo_os.integration.untrained import build
 
 TINY = ["epochs=1", "imgsz=64", "batch=8", "nbs=8", "fraction=0.05", "workers=0", "device=cpu", "plots=False"]
 
@@ -191,16 +192,6 @@ def test_no_protocol_is_a_way_around(protocol, contents, tmp_path, marker):
     torch.save(contents, tmp_path / "good.pt", pickle_protocol=protocol)
     assert load_checkpoint(tmp_path / "good.pt").shifts == []
     assert not marker.exists()
-
-
-def repacked(source, target, change):
-    """Copy an archive of torch.save, each record through `change(name, bytes)`; None leaves one out."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for entry in old.infolist():
-            data = change(entry.filename.split("/", 1)[1], old.read(entry))
-            if data is not None:
-                new.writestr(entry.filename, data)
-    return target
 
 
 INSTRUCTIONS = {

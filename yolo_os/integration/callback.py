@@ -22,7 +22,7 @@ from yolo_os.files import written_whole
 from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, write
 from yolo_os.integration.final import SAYS, final_shift, final_step, find_origin
-from yolo_os.integration.written import note_written
+from yolo_os.integration.guard import note_written
 from yolo_os.methods.base import Unchanged
 from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
 from yolo_os.resources import resource

@@ -21,10 +21,10 @@ from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import find_head
 from yolo_os.integration import yolov5
-from yolo_os.integration.gate import RECORD, find_checkpoint, model_in, read_contents
-from yolo_os.integration.guard import guarded
+from yolo_os.integration.contents import RECORD, find_checkpoint, line_of, model_in
+from yolo_os.integration.guard import guarded, note_written, through_the_gate
 from yolo_os.integration.runtime import quiet
-from yolo_os.integration.written import note_written, written_here
+from yolo_os.integration.trial import check_runs
 from yolo_os.toward import named_tensors
 
 # What only an unfinished training needs: a shifted model can't resume it, as `yolo train` clears them when it ends.
@@ -79,20 +79,22 @@ def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -
     Raises:
         UserError: if there is no such file, it is no checkpoint, or it holds something that is not let through.
     """
-    file = find_checkpoint(path, key)
-    if yolov5.recognises(file):
+    if yolov5.recognises(find_checkpoint(path, key)):
         return _classic(Path(path), trust, key)
-    with guarded(trust):
-        contents = read_contents(path, trust or written_here(path), key)
+    contents = read_contents(path, trust, key)
     stored = model_in(contents)
     try:
         model = copy.deepcopy(stored).float().eval()
     except Exception as error:  # too little memory for it, say
-        raise UserError(f"{key}={path}: its model can't be copied ({type(error).__name__}: {error})") from None
+        raise UserError(f"{key}={path}: its model can't be copied ({line_of(error)})") from None
     untyped: Any = model
     untyped.args = complete_args(contents.get("train_args") or {})
     if not isinstance(getattr(model, "task", None), str):
         untyped.task = guess_model_task(model)
+    try:
+        check_runs(model)
+    except UserError as error:
+        raise UserError(f"{key}={path}: {error}") from error
     return Checkpoint(Path(path), contents, stored, model)
 
 
@@ -112,6 +114,21 @@ def _classic(file: Path, trust: bool, key: str) -> Checkpoint:
     stored = copy.deepcopy(model).to(classic.precision)
     contents = {"model": stored, "train_args": dict(classic.train_args), RECORD: classic.records}
     return Checkpoint(file, contents, stored, model, classic)
+
+
+def read_contents(path: str | Path, trust: bool = False, key: str = "model") -> dict[str, Any]:
+    """All that a checkpoint holds, checked.
+
+    Args:
+        path: of the `.pt` file; never downloaded.
+        trust: see `load_checkpoint`.
+        key: what an error calls the file.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    with guarded(trust):
+        return through_the_gate(path, key)
 
 
 def complete_args(recorded: Mapping[str, Any]) -> dict[str, Any]:

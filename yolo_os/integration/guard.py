@@ -21,16 +21,15 @@ from typing import Any, cast
 import numpy as np
 from ultralytics.data.base import BaseDataset
 from ultralytics.nn import tasks
-from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, YAML
 
 from yolo_os.errors import UserError
-from yolo_os.files import written_whole
-from yolo_os.integration.architecture import check_architecture
-from yolo_os.integration.gate import read_contents
+from yolo_os.files import clean_runs, written_whole
+from yolo_os.integration.contents import announce, check_contents, find_checkpoint, line_of, read_plain
 from yolo_os.integration.labelcache import read_label_cache
+from yolo_os.integration.layers import check_architecture
 from yolo_os.integration.runtime import quiet
 from yolo_os.integration.unpickle import read_archive
-from yolo_os.integration.written import note_written, written_here
 from yolo_os.plain_yaml import read_yaml
 
 # Functions that are replaced, by the module that defines them.
@@ -41,6 +40,7 @@ _FETCHING = {
 }
 _TEXT_MODELS = ("ultralytics.nn.text_model", "clip")  # importing the first installs the second, where it is missing
 _trusting: list[bool] = []  # of each guard that is open, innermost last
+_written: dict[Path, tuple[int, int]] = {}  # checkpoints that this process wrote: size and time
 _Path: Any = type(Path())
 _NO_FILE = Path(os.devnull) / "none"
 
@@ -85,6 +85,8 @@ class GuardedProcess:
 
     def on_train_start(self, trainer: Any) -> None:
         """Have a trainer write its checkpoints whole or not at all, however it ends."""
+        folder = Path(trainer.save_dir)
+        clean_runs(folder.with_name(folder.name.rstrip("0123456789-") or folder.name))
         trainer.wdir, trainer.last, trainer.best = map(_WholePath, (trainer.wdir, trainer.last, trainer.best))
 
     def on_model_save(self, trainer: Any) -> None:
@@ -103,6 +105,23 @@ class GuardedProcess:
     def __getstate__(self) -> dict[str, Any]:
         """The settings; a guard that is open stays where it is."""
         return {"trust": self.trust}
+
+
+def note_written(path: str | Path) -> None:
+    """Remember a checkpoint that this process has just written: it may be read again whatever it holds."""
+    file = Path(path).resolve()
+    _written[file] = _stamp(file)
+
+
+def written_here(path: str | Path) -> bool:
+    """Whether this process wrote a file, and nobody changed it since."""
+    file = Path(path).resolve()
+    return file in _written and file.is_file() and _written[file] == _stamp(file)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _trusted() -> bool:
@@ -181,15 +200,46 @@ def _refusing(name: str) -> Callable[..., Any]:
     return refuse
 
 
-def _through_the_gate(original: Callable[..., Any]) -> Callable[..., Any]:
+def through_the_gate(path: str | Path, key: str = "model") -> dict[str, Any]:
+    """All that a checkpoint holds, checked: the one gate for every checkpoint that Ultralytics or we load.
+
+    Args:
+        path: of the `.pt` file; never downloaded.
+        key: what an error calls the file.
+
+    Raises:
+        UserError: if there is no such file, it is no checkpoint, or, where the guard does not trust it, it holds
+            something that is not let through.
+    """
+    file = find_checkpoint(path, key)
+    own = written_here(file)
+    if own or _trusted():
+        if not own:
+            announce(file, key)
+        try:
+            contents = _torch_safe_load(str(file), safe_only=False)[0]
+        except Exception as error:  # whatever a damaged file makes the unpickler raise
+            raise UserError(f"{key}={path}: can't be loaded ({line_of(error)})") from None
+    else:
+        contents = read_plain(file, f"{key}={path}")
+    try:
+        check_contents(contents, own or _trusted())
+    except UserError as error:
+        raise UserError(f"{key}={path}: {error}") from None
+    return contents  # type: ignore[no-any-return]  # which check_contents has seen to
+
+
+_torch_safe_load = tasks.torch_safe_load
+
+
+def _gated(original: Callable[..., Any]) -> Callable[..., Any]:
     """`torch_safe_load`, from which all of Ultralytics gets its models."""
 
     def torch_safe_load(weight: Any, safe_only: bool | None = None) -> tuple[dict[str, Any], str]:
         path = Path(str(weight).strip().replace("'", ""))
-        weights = getattr(tasks, "SETTINGS", {}).get("weights_dir")
-        if not path.exists() and weights and (Path(weights) / path).exists():  # where Ultralytics keeps its own
-            path = Path(weights) / path
-        return read_contents(path, _trusted() or written_here(path), "model"), str(path)
+        kept = Path(str(SETTINGS["weights_dir"])) / path  # where Ultralytics keeps its own
+        path = kept if not path.exists() and kept.exists() else path
+        return through_the_gate(path), str(path)
 
     return torch_safe_load
 
@@ -223,8 +273,6 @@ def _without_downloads(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _local_font(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_font(font: str = "Arial.ttf") -> Any:
-        from ultralytics.utils import USER_CONFIG_DIR
-
         file = Path(USER_CONFIG_DIR) / Path(font).name
         return file if file.is_file() else None  # plots fall back to a font that is there
 
@@ -278,7 +326,7 @@ def _plain_caches(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _REPLACED: tuple[tuple[str, str, Callable[[Callable[..., Any]], Callable[..., Any]]], ...] = (
-    ("ultralytics.nn.tasks", "torch_safe_load", _through_the_gate),
+    ("ultralytics.nn.tasks", "torch_safe_load", _gated),
     ("ultralytics.utils.patches", "torch_load", _reading_archives),
     ("ultralytics.nn.tasks", "parse_model", _checking_architectures),
     ("ultralytics.data.utils", "check_det_dataset", _without_downloads),

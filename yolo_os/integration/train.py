@@ -15,10 +15,12 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.files import FULL, as_path, is_file
 from yolo_os.integration.callback import SOS, TASKS
+from yolo_os.integration.checkpoint import read_contents
+from yolo_os.integration.contents import find_checkpoint
 from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
-from yolo_os.integration.gate import find_checkpoint, read_contents
 from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
+from yolo_os.integration.trial import check_runs
 from yolo_os.plain_yaml import read_yaml
 
 
@@ -118,6 +120,9 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
         if isinstance(error, OSError) and error.errno in FULL:
             folder = getattr(model.trainer, "save_dir", "the folder of the run")
             raise UserError(f"cannot write into {folder}: {error.strerror}; what was finished is kept") from error
+        if isinstance(error, FileNotFoundError) and "Image Not Found" in str(error):
+            line = next(line for line in str(error).splitlines() if "Image Not Found" in line)
+            raise UserError(f"{line}: it can't be read, take it out of the data set") from error
         if begun:
             raise
         said = " ".join(str(error).split())
@@ -164,7 +169,12 @@ def _model(name: Any, task: str | None) -> Any:
             raise UserError(f"model={name}: {error}") from None
         except Exception as error:  # FileNotFoundError, KeyError, SyntaxError, YAML errors
             raise UserError(f"model={name}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    return YOLO(str(find_checkpoint(str(name))))  # through the gate; an RTDETR for one of its checkpoints
+    model = YOLO(str(find_checkpoint(str(name))))  # through the gate; an RTDETR for one of its checkpoints
+    try:
+        check_runs(model.model)
+    except UserError as error:
+        raise UserError(f"model={name}: {error}") from error
+    return model
 
 
 def _data(data: Any, model: Any) -> Path:

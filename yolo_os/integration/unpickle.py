@@ -106,6 +106,8 @@ def read_archive(path: str | Path) -> Any:
             _look_through(result)
         except (Refused, Damaged):
             raise
+        except zipfile.BadZipFile as error:
+            raise Damaged(_short(error)) from None
         except Exception as error:  # whatever a broken pickle makes of the stack, of numbers and of tensors
             raise Damaged(f"its contents are damaged ({type(error).__name__}: {_short(error)})") from None
     return result
@@ -331,9 +333,9 @@ class _Machine:
             if isinstance(target, nn.Module):
                 put: Any = target.__setstate__  # which also adds what older versions did not have
                 put(state)
-            elif isinstance(target, types.SimpleNamespace):
+            elif isinstance(target, types.SimpleNamespace) or state.keys() <= {"_metadata"}:
                 vars(target).update(state)
-            elif state:
+            else:
                 raise Refused("a dictionary with attributes")
         else:
             raise Refused(f"a state for a {type(target).__name__}")
@@ -681,7 +683,7 @@ def _parts(value: Any) -> Iterator[Any]:
         value = vars(value)
     if isinstance(value, dict):
         value.update((key, None) for key, part in list(value.items()) if isinstance(part, _Dropped))
-        return iter(list(value.values()))
+        return iter([*value.values(), *(vars(value).values() if isinstance(value, OrderedDict) else ())])
     if isinstance(value, list):
         value[:] = [None if isinstance(part, _Dropped) else part for part in value]
         return iter(value)

@@ -77,7 +77,7 @@ def _open(options: dict[str, Any]) -> tuple[nn.Module, list[dict[str, Any]]]:
 
         checkpoint = load_checkpoint(options["model"], options["trust"])
         return checkpoint.model, checkpoint.shifts
-    from yolo_os.integration.untrained import build
+    from yolo_os.integration.architecture import build
 
     return build(options["model"]), []
 

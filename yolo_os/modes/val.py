@@ -122,9 +122,11 @@ def _sources(options: dict[str, Any]) -> dict[str, str]:
 def _load_models(sources: dict[str, str], options: dict[str, Any]) -> dict[str, Checkpoint]:
     from yolo_os.integration.checkpoint import load_checkpoint
     from yolo_os.integration.data import class_names_of
+    from yolo_os.shifter import check_finite
 
     models = {name: load_checkpoint(path, options["trust"]) for name, path in sources.items()}
     for name, model in models.items():
+        check_finite(model.model)
         if not class_names_of(model.model):
             raise UserError(
                 f"model={sources[name]}: it names no classes, and those of the annotations are found by name"

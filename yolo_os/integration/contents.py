@@ -1,4 +1,4 @@
-"""The one gate for every checkpoint that Ultralytics or we load: read without running anything of it, and checked."""
+"""The contents of checkpoints: found, read without running anything of theirs, and held against what they claim."""
 
 from __future__ import annotations
 
@@ -8,45 +8,44 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils import LOGGER
 
 from yolo_os.errors import UserError
-from yolo_os.integration.architecture import check_architecture
+from yolo_os.integration.layers import check_architecture
 from yolo_os.integration.unpickle import Damaged, Refused, is_foreign, names_in, read_archive
-from yolo_os.integration.written import written_here
 
 RECORD = "yolo_os"  # the checkpoint's key for the list of shifts made to it
 
 
-def read_contents(path: str | Path, trust: bool = False, key: str = "model") -> dict[str, Any]:
-    """All that a checkpoint holds, checked: the one gate for every checkpoint that Ultralytics or we load.
+def read_plain(file: Path, said: str) -> Any:
+    """All that a checkpoint holds, as plain data and modules.
 
     Args:
-        path: of the `.pt` file; never downloaded.
-        trust: see `load_checkpoint`.
-        key: what an error calls the file.
+        file: to read.
+        said: what an error calls it.
 
     Raises:
-        UserError: as `load_checkpoint`.
+        UserError: if it is no checkpoint, or holds something that is not let through.
     """
-    file = find_checkpoint(path, key)
-    if trust:
-        contents = _read_trusted(file, key)
-    else:
-        try:
-            contents = read_archive(file)
-        except Refused as error:
-            raise UserError(f"{key}={path}: {_why_refused(file, error)}") from None
-        except Damaged as error:
-            raise UserError(f"{key}={path}: {_why_damaged(file, error)}") from None
-        except (OSError, MemoryError) as error:
-            raise UserError(f"{key}={path}: can't be read ({_line(error)})") from None
     try:
-        check_contents(contents, trust)
-    except UserError as error:
-        raise UserError(f"{key}={path}: {error}") from None
-    return contents  # type: ignore[no-any-return]  # which check_contents has seen to
+        return read_archive(file)
+    except Refused as error:
+        raise UserError(f"{said}: {_why_refused(file, error)}") from None
+    except Damaged as error:
+        raise UserError(f"{said}: {_why_damaged(file, error)}") from None
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{said}: can't be read ({line_of(error)})") from None
+
+
+def announce(file: Path, key: str) -> None:
+    """Say what a checkpoint holds that is about to be loaded with its code."""
+    try:
+        foreign = [name for name in names_in(file) if is_foreign(name)]
+        held = f"which holds {', '.join(foreign[:8])}" if foreign else "which holds nothing that needs it"
+        held += ", ..." if len(foreign) > 8 else ""
+    except (Damaged, OSError):
+        held = "in a format that can't be looked at beforehand"
+    LOGGER.warning(f"trust=True: {key}={file} is loaded with its code, {held}")
 
 
 def find_checkpoint(path: str | Path, key: str = "model") -> Path:
@@ -61,7 +60,7 @@ def find_checkpoint(path: str | Path, key: str = "model") -> Path:
     try:
         there, folder = file.exists(), file.is_dir()
     except (OSError, ValueError) as error:  # a name too long, or with a null in it
-        raise UserError(f"{key}={path}: no such file ({_line(error)})") from None
+        raise UserError(f"{key}={path}: no such file ({line_of(error)})") from None
     if not there:
         hint = (
             ""
@@ -187,24 +186,8 @@ def _expected_shape(module: nn.Module) -> tuple[int, ...] | None:
         if type(module) is nn.BatchNorm2d:
             return (module.num_features,)
     except (AttributeError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"a {type(module).__name__} of its model is damaged ({_line(error)})") from None
+        raise UserError(f"a {type(module).__name__} of its model is damaged ({line_of(error)})") from None
     return None
-
-
-def _read_trusted(file: Path, key: str) -> Any:
-    """Whatever a file holds, its code run; said beforehand, unless this process wrote it itself."""
-    if not written_here(file):
-        try:
-            foreign = [name for name in names_in(file) if is_foreign(name)]
-            held = f"which holds {', '.join(foreign[:8])}" if foreign else "which holds nothing that needs it"
-            held += ", ..." if len(foreign) > 8 else ""
-        except (Damaged, OSError):
-            held = "in a format that can't be looked at beforehand"
-        LOGGER.warning(f"trust=True: {key}={file} is loaded with its code, {held}")
-    try:
-        return torch_safe_load(str(file), safe_only=False)[0]
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        raise UserError(f"{key}={file}: can't be loaded ({_line(error)})") from None
 
 
 def _why_refused(file: Path, error: Refused) -> str:
@@ -234,5 +217,6 @@ def _why_damaged(file: Path, error: Damaged) -> str:
     return "no checkpoint that Ultralytics can read (damaged, not a checkpoint, or in the format of torch before 1.6)"
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """An error as a part of a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
