@@ -99,16 +99,13 @@ def load_checkpoint(path: str | Path, trust: bool = False, key: str = "model") -
 
 
 def _classic(file: Path, trust: bool, key: str) -> Checkpoint:
-    """A checkpoint of the YOLOv5 repository; which of its models is taken is said where it has two."""
+    """A checkpoint of the YOLOv5 repository; how it is taken is said where that is not plain."""
     try:
         classic = yolov5.read(file, trust)
     except UserError as error:
         raise UserError(f"{key}={file}: {error}") from None
-    if classic.other:
-        LOGGER.warning(
-            f"{file} is of an unfinished training: its '{classic.part}' is taken, as the YOLOv5 repository does, and "
-            "its other model stays as it is"
-        )
+    for note in classic.notes:
+        LOGGER.warning(f"{key}={file}: {note}")
     model = classic.model
     model.args = complete_args(classic.train_args)
     stored = copy.deepcopy(model).to(classic.precision)

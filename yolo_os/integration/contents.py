@@ -198,7 +198,7 @@ def _why_refused(file: Path, error: Refused) -> str:
     if any(name.startswith("models.") for name in named):
         return (
             f"a checkpoint of the YOLOv5 repository ({next(name for name in named if name.startswith('models.'))}), "
-            "which Ultralytics can't build: train a YOLOv5u instead"
+            "which Ultralytics can't train: take a YOLOv5u (shift, inspect and val read it)"
         )
     return (
         f"refused: it holds {error}, which is no plain part of a checkpoint and could run code; "

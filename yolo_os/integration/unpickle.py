@@ -10,6 +10,9 @@ machine, two of whose instructions call what the file names. Here the machine ha
 
 What was built is then looked through: a module may hold data, tensors and modules, but no hooks, and nothing in the
 place of a method. So nothing a file chose is called later either, but for the `forward` of allowed modules.
+
+`read_as_data` goes further for files of other people's classes: their objects are held as data (`Recorded`), none of
+them is made.
 """
 
 from __future__ import annotations
@@ -100,9 +103,49 @@ def read_archive(path: str | Path) -> Any:
         Refused: if it holds a class, a call or a tensor that is not let through.
         Damaged: if it is truncated, altered or something else.
     """
-    with _open(path) as archive:
+    return _read(path, lambda name: False)[0]
+
+
+@dataclass
+class Recorded:
+    """An object of somebody's class, held as data.
+
+    Attributes:
+        full: module and name of the class.
+        state: its attributes, as the file gives them.
+    """
+
+    full: str
+    state: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The name of the class alone."""
+        return self.full.rpartition(".")[2]
+
+
+def read_as_data(path: str | Path, held: Callable[[str], bool]) -> tuple[Any, dict[str, torch.UntypedStorage]]:
+    """What `torch.save` wrote into a file, with objects of some classes as `Recorded` data in place of themselves.
+
+    Args:
+        path: of the file.
+        held: whether objects of a class of that full name are held as data; a call of one is refused all the same.
+
+    Returns:
+        The contents, and the bytes of all tensors by the key that they have in the archive.
+
+    Raises:
+        Refused: if it holds anything else that is not let through.
+        Damaged: if it is truncated, altered or something else.
+    """
+    return _read(path, held)
+
+
+def _read(path: str | Path, held: Callable[[str], bool]) -> tuple[Any, dict[str, torch.UntypedStorage]]:
+    with Archive(path) as archive:
+        storages = _Storages(archive)
         try:
-            result = _Machine(archive.pickle, _Storages(archive)).run()
+            result = _Machine(archive.pickle, storages, held).run()
             _look_through(result)
         except (Refused, Damaged):
             raise
@@ -110,7 +153,7 @@ def read_archive(path: str | Path) -> Any:
             raise Damaged(_short(error)) from None
         except Exception as error:  # whatever a broken pickle makes of the stack, of numbers and of tensors
             raise Damaged(f"its contents are damaged ({type(error).__name__}: {_short(error)})") from None
-    return result
+    return result, storages.read
 
 
 def names_in(path: str | Path) -> list[str]:
@@ -120,7 +163,7 @@ def names_in(path: str | Path) -> list[str]:
         Damaged: if it is no archive of `torch.save`.
     """
     found: dict[str, None] = {}
-    with _open(path) as archive:
+    with Archive(path) as archive:
         try:
             strings: list[str] = []
             for opcode, argument, _ in pickletools.genops(archive.pickle):
@@ -151,8 +194,17 @@ def is_foreign(name: str) -> bool:
     )
 
 
-class _open:
-    """The archive of a file: its pickle, and the records of its tensors by key."""
+class Archive:
+    """The archive of a file, open for the length of a block.
+
+    Attributes:
+        prefix: the folder that all its parts are in.
+        pickle: the program that builds its objects.
+        sizes: of all parts in bytes, by full name.
+
+    Raises:
+        Damaged: if `torch.save` did not write it, or not all of it is there.
+    """
 
     def __init__(self, path: str | Path) -> None:
         try:
@@ -179,15 +231,19 @@ class _open:
             raise Damaged("it was written on a machine of another byte order")
 
     def read(self, name: str) -> bytes:
+        """A part, by its name within the folder."""
         return self._zip.read(f"{self.prefix}/{name}")
 
     def size(self, name: str) -> int | None:
+        """The bytes of a part, by its name within the folder; None if there is none."""
         return self.sizes.get(f"{self.prefix}/{name}")
 
-    def __enter__(self) -> _open:
+    def __enter__(self) -> Archive:
+        """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the file."""
         self._zip.close()
 
 
@@ -216,7 +272,7 @@ class _Storage:
 class _Storages:
     """The records of an archive as storages, each read once."""
 
-    def __init__(self, archive: _open) -> None:
+    def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self.read: dict[str, torch.UntypedStorage] = {}
 
@@ -242,9 +298,10 @@ class _Storages:
 class _Machine:
     """The stack machine of a pickle, with the instructions of `_RUN` only."""
 
-    def __init__(self, program: bytes, storages: _Storages) -> None:
+    def __init__(self, program: bytes, storages: _Storages, held: Callable[[str], bool]) -> None:
         self.program = program
         self.storages = storages
+        self.held = held
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -311,12 +368,13 @@ class _Machine:
         if named.full.startswith(_DROPPED):
             self.push(_Dropped())
             return
-        kind = module_class(named.full)
-        if kind is None:
+        held = self.held(named.full)
+        kind = None if held else module_class(named.full)
+        if kind is None and not held:
             raise Refused(named.full)
         if arguments != ():
             raise Refused(f"{named.full} made with arguments")
-        self.push(object.__new__(kind))
+        self.push(Recorded(named.full, {}) if kind is None else object.__new__(kind))
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -327,12 +385,14 @@ class _Machine:
         elif isinstance(target, np.dtype):
             if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|", "=")):
                 raise Refused("numbers of another byte order")
-        elif isinstance(target, nn.Module | types.SimpleNamespace | OrderedDict):
+        elif isinstance(target, nn.Module | types.SimpleNamespace | OrderedDict | Recorded):
             if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
                 raise Refused(f"a {type(target).__name__} whose state is no dictionary")
             if isinstance(target, nn.Module):
                 put: Any = target.__setstate__  # which also adds what older versions did not have
                 put(state)
+            elif isinstance(target, Recorded):
+                target.state = state
             elif isinstance(target, types.SimpleNamespace) or state.keys() <= {"_metadata"}:
                 vars(target).update(state)
             else:
@@ -679,8 +739,8 @@ def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, nn.Module):
         _check_module(value)
         return iter([part for part in vars(value).values() if not isinstance(part, types.MethodType)])
-    if isinstance(value, types.SimpleNamespace):
-        value = vars(value)
+    if isinstance(value, types.SimpleNamespace | Recorded):
+        value = vars(value) if isinstance(value, types.SimpleNamespace) else value.state
     if isinstance(value, dict):
         value.update((key, None) for key, part in list(value.items()) if isinstance(part, _Dropped))
         return iter([*value.values(), *(vars(value).values() if isinstance(value, OrderedDict) else ())])

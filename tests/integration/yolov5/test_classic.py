@@ -58,6 +58,12 @@ def test_the_image_size_is_that_of_the_training(tmp_path):
     assert load_checkpoint(tmp_path / "b.pt").imgsz == 640
 
 
+def test_focal_loss_is_said(tmp_path, caplog):
+    classic.classic(tmp_path / "a.pt", hyp={**classic.HYP, "fl_gamma": 1.5})
+    load_checkpoint(tmp_path / "a.pt")
+    assert "trained with focal loss" in caplog.text
+
+
 def test_of_an_unfinished_training_the_average_is_taken_and_that_is_said(tmp_path, caplog):
     average = classic.stand_in(*classic.network("v6.0", 3), seed=7)
     classic.classic(tmp_path / "a.pt", ema=average.half())
@@ -104,10 +110,12 @@ def entries(path):
 
 def test_every_other_byte_stays(tmp_path):
     classic.classic(tmp_path / "a.pt")
-    stored = load_checkpoint(tmp_path / "a.pt").classic.stored
+    checkpoint = load_checkpoint(tmp_path / "a.pt").classic
+    places = {storage.data_ptr(): key for key, storage in checkpoint.storages.items()}
     save(moved(tmp_path / "a.pt"), tmp_path / "b.pt")
     before, after = entries(tmp_path / "a.pt"), entries(tmp_path / "b.pt")
-    layers = [f"a/data/{where.key}" for name, where in stored.items() if name.startswith("model.13.m.")]
+    heads = [tensor for name, tensor in checkpoint.stored.items() if name.startswith("model.13.m.")]
+    layers = [f"a/data/{places[tensor.untyped_storage().data_ptr()]}" for tensor in heads]
     assert len(layers) == 4
     assert {name for name in before if after[name] != before[name]} == set(layers)
     assert set(after) - set(before) == {"a/yolo_os/0.json"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from yolo_os.errors import UserError
+from yolo_os.integration.unpickle import Damaged, Recorded, Refused, names_in, read_as_data
 from yolo_os.integration.yolov5.architecture import build
-from yolo_os.integration.yolov5.archive import Archive, Damaged
+from yolo_os.integration.yolov5.archive import records, rewrite
 from yolo_os.integration.yolov5.loss import DEFAULTS, GAINS, scaled_gains
 from yolo_os.integration.yolov5.model import ClassicYOLOv5
-from yolo_os.integration.yolov5.pickled import Recorded, Refused, Stored, names_in, read_as_data
+from yolo_os.integration.yolov5.recorded import tensors
 
 RECORD = "yolo_os"  # the folder of the archive with the records of shifts
 _HOME = re.compile(r"(yolov5\.)?models\.yolo\.\w+")
@@ -31,24 +33,31 @@ class Classic:
     """A checkpoint of the YOLOv5 repository.
 
     Attributes:
-        archive: the file.
+        path: of the file.
         part: which model of it this is: `ema` where there is one, as that repository loads it, else `model`.
-        other: whether the file holds another model beside it, of an unfinished training.
-        model: in float32 and eval mode, with the settings of its loss in `args`.
-        precision: in which the file holds its weights.
-        stored: its tensors in the file, by the names of `model.state_dict()`.
-        train_args: what is known of its training.
+        model: in float32 and eval mode.
+        stored: its tensors in the precision of the file, by the names of `model.state_dict()`.
+        storages: the bytes of all tensors of the file, by key.
+        shared: how many tensors of the file's models lie in the same bytes, by their address.
+        train_args: image size and settings of the loss.
         records: of the shifts made to it so far, first to last.
+        notes: what a person should know of how the file is taken.
     """
 
-    archive: Archive
+    path: Path
     part: str
-    other: bool
     model: ClassicYOLOv5
-    precision: torch.dtype
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, Tensor]
+    storages: Mapping[str, torch.UntypedStorage]
+    shared: Mapping[int, int]
     train_args: Mapping[str, Any]
     records: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+    @property
+    def precision(self) -> torch.dtype:
+        """In which the file holds the weights."""
+        return next(iter(self.stored.values())).dtype
 
     def write(self, model: nn.Module, record: Mapping[str, Any], path: Path) -> None:
         """Write the file anew, under another name, with the tensors of a model of its own in place of those it has.
@@ -58,30 +67,27 @@ class Classic:
         Raises:
             UserError: if a tensor that changed shares its bytes with another.
         """
-        replaced: dict[str, bytearray] = {}
-        keys = [each.key for each in self.stored.values()]
+        keys = {storage.data_ptr(): key for key, storage in self.storages.items()}
         new: dict[str, Tensor] = model.state_dict()
-        for name, where in self.stored.items():
-            if name not in new:
-                continue
-            contents = self.archive.bytes_of(where.key)
-            there = where.view(contents)
+        replaced = {}
+        for name, there in self.stored.items():
             value = new[name].detach().cpu().to(there.dtype)
             if torch.equal(value, there):
                 continue
-            if keys.count(where.key) > 1:
+            place = there.untyped_storage().data_ptr()
+            if self.shared[place] > 1:
                 raise UserError(f"tensor {name} shares its storage with another: it can't be written alone")
-            there.copy_(value)
-            replaced[where.key] = contents
-        self.archive.write(path, replaced, RECORD, {**record, "part": self.part})
+            whole = torch.empty(0, dtype=torch.uint8).set_(there.untyped_storage()).clone()
+            whole.view(there.dtype).as_strided(there.shape, there.stride(), there.storage_offset()).copy_(value)
+            replaced[keys[place]] = whole.numpy().tobytes()
+        rewrite(self.path, path, replaced, RECORD, {**record, "part": self.part})
 
 
 def recognises(path: Path) -> bool:
     """Whether a file is a checkpoint of the YOLOv5 repository, by the names of its classes; nothing of it is run."""
     try:
-        archive = Archive(path)
-        return b"models" in archive.pickle and any(map(_HOME.fullmatch, names_in(archive)))
-    except Damaged:
+        return any(map(_HOME.fullmatch, names_in(path)))
+    except (Damaged, OSError):
         return False
 
 
@@ -97,28 +103,16 @@ def read(path: Path, trust: bool = False) -> Classic:
         UserError: if it is damaged, holds other classes, or is no detector that can be built.
     """
     try:
-        archive = Archive(path)
-        contents = read_as_data(archive, lambda name: trust or _ALLOWED.fullmatch(name) is not None)
-        parts = {name: contents.get(name) for name in ("ema", "model")} if isinstance(contents, dict) else {}
-        part = next((name for name, each in parts.items() if isinstance(each, Recorded)), None)
-        if part is None:
+        contents, storages = read_as_data(path, lambda name: trust or _ALLOWED.fullmatch(name) is not None)
+        made = records(path, RECORD)
+        named = {name: contents.get(name) for name in ("ema", "model")} if isinstance(contents, dict) else {}
+        parts = {name: each for name, each in named.items() if isinstance(each, Recorded)}
+        if not parts:
             raise UserError("it holds no model")
-        recorded = parts[part]
-        assert isinstance(recorded, Recorded)
-        model = build(recorded, archive)
-        stored = {name: each for name, each in recorded.tensors().items() if name in model.state_dict()}
-        weight = next(iter(model.state_dict()))
-        settings = _settings(recorded, contents.get("opt"), model)
-        return Classic(
-            archive,
-            part,
-            all(isinstance(each, Recorded) for each in parts.values()),
-            model,
-            stored[weight].dtype,
-            stored,
-            settings,
-            archive.records(RECORD),
-        )
+        part, recorded = next(iter(parts.items()))
+        model = build(recorded)
+        every = [tensor for each in parts.values() for tensor in tensors(each).values()]
+        held = tensors(recorded)
     except Refused as error:
         raise UserError(
             f"refused: it holds {error}, which is no plain part of a YOLOv5 checkpoint and could run code where it is "
@@ -126,6 +120,28 @@ def read(path: Path, trust: bool = False) -> Classic:
         ) from None
     except Damaged as error:
         raise UserError(f"a damaged checkpoint of the YOLOv5 repository: {error}") from None
+    return Classic(
+        path,
+        part,
+        model,
+        {name: held[name] for name in model.state_dict()},
+        storages,
+        Counter(tensor.untyped_storage().data_ptr() for tensor in every),
+        _settings(recorded, contents.get("opt"), model),
+        made,
+        tuple(_notes(part, len(parts), recorded)),
+    )
+
+
+def _notes(part: str, parts: int, recorded: Recorded) -> Iterator[str]:
+    if parts > 1:
+        yield (
+            f"it is of an unfinished training: its '{part}' is taken, as the YOLOv5 repository does, and its other "
+            "model stays as it is"
+        )
+    hyp = recorded.state.get("hyp")
+    if isinstance(hyp, dict) and hyp.get("fl_gamma"):
+        yield "it was trained with focal loss (fl_gamma), in place of which plain cross entropy is taken here"
 
 
 def _settings(recorded: Recorded, opt: Any, model: ClassicYOLOv5) -> dict[str, Any]:

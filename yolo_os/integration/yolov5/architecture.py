@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from yolo_os.errors import UserError
+from yolo_os.integration.unpickle import Recorded
 from yolo_os.integration.yolov5 import layers
-from yolo_os.integration.yolov5.archive import Archive
 from yolo_os.integration.yolov5.model import AnchorDetect, ClassicYOLOv5
-from yolo_os.integration.yolov5.pickled import Recorded
+from yolo_os.integration.yolov5.recorded import children, tensors
 
 # Blocks by the name that configurations have for them. Of the first kind, the first argument is a width, which the
 # configuration's multiple scales; of the second, a number of repeats goes into the block itself.
@@ -65,7 +65,7 @@ _SAME = {"SyncBatchNorm": "BatchNorm2d", "NonDynamicallyQuantizableLinear": "Lin
 _MOST_LAYERS, _MOST_REPEATS = 1000, 100
 
 
-def build(recorded: Recorded, archive: Archive) -> ClassicYOLOv5:
+def build(recorded: Recorded) -> ClassicYOLOv5:
     """The model that a file describes, in float32 and eval mode, with the file's weights.
 
     Raises:
@@ -78,15 +78,19 @@ def build(recorded: Recorded, archive: Archive) -> ClassicYOLOv5:
     with torch.device("meta"):  # nothing is allocated before the file is known to hold tensors of these shapes
         network = _network(config, classes)
     model = ClassicYOLOv5(network, config, _names(recorded, classes))
-    _compare(network, recorded.children["model"], "model")
-    _load(model, recorded, archive)
+    _compare(network, children(recorded)["model"], "model")
+    _load(model, recorded)
     stride = head.get("stride", recorded.state.get("stride"))
     last: Any = network[-1]
-    if stride is None or tuple(stride.size) != (last.nl,):
-        raise UserError("its head has no strides")
-    last.stride = stride.read(archive).float()
+    if not isinstance(stride, torch.Tensor) or tuple(stride.shape) != (last.nl,) or not _are_strides(stride):
+        raise UserError("its head has no strides, or they are damaged")
+    last.stride = stride.float()
     model.float().eval()
     return model
+
+
+def _are_strides(stride: torch.Tensor) -> bool:
+    return bool(((stride >= 1) & (stride <= 4096)).all())
 
 
 def _config(recorded: Recorded) -> dict[str, Any]:
@@ -100,8 +104,8 @@ def _config(recorded: Recorded) -> dict[str, Any]:
 
 
 def _layers_of(recorded: Recorded) -> Sequence[Recorded]:
-    sequence = recorded.children.get("model")
-    found = list(sequence.children.values()) if sequence else []
+    sequence = children(recorded).get("model")
+    found = list(children(sequence).values()) if sequence else []
     if not found or found[-1].kind != "Detect":
         what = f"its last layer is a {found[-1].kind}" if found else "it has no layers"
         raise UserError(f"{what}, not the Detect of a YOLOv5 detector: segmentation and classification are not read")
@@ -223,18 +227,18 @@ def _compare(ours: nn.Module, theirs: Recorded, name: str) -> None:
                 raise UserError(f"the {setting} of {name} is {its}, and by its configuration {mine}")
     if isinstance(ours, nn.BatchNorm2d):
         ours.eps, ours.momentum = float(theirs.state["eps"]), float(theirs.state["momentum"])
-    children = theirs.children
+    outside = children(theirs)
     inside: dict[str, nn.Module] = dict(ours.named_children())
-    for child in sorted(set(inside) | set(children)):
+    for child in sorted(set(inside) | set(outside)):
         full = f"{name}.{child}"
-        if child not in children or child not in inside:
+        if child not in outside or child not in inside:
             missing, had = ("file", "configuration") if child in inside else ("configuration", "file")
             fused = ": it was fused, take the unfused file" if child == "bn" else ""
             raise UserError(f"its {had} has a module {full} and its {missing} has none{fused}")
         if child == "act":
-            setattr(ours, child, _activation(children[child], full))
+            setattr(ours, child, _activation(outside[child], full))
         else:
-            _compare(inside[child], children[child], full)
+            _compare(inside[child], outside[child], full)
 
 
 def _activation(theirs: Recorded, name: str) -> nn.Module:
@@ -247,18 +251,19 @@ def _activation(theirs: Recorded, name: str) -> nn.Module:
     return made
 
 
-def _load(model: ClassicYOLOv5, recorded: Recorded, archive: Archive) -> None:
+def _load(model: ClassicYOLOv5, recorded: Recorded) -> None:
     """Put the file's tensors into the model, all of them and no others."""
     wanted = model.state_dict()
-    stored = {name: each for name, each in recorded.tensors().items() if not name.endswith(".anchor_grid")}
+    stored = {name: each for name, each in tensors(recorded).items() if not name.endswith(".anchor_grid")}
     for name in sorted(set(wanted) | set(stored)):
         if name not in stored or name not in wanted:
             raise UserError(f"its tensor {name} is {'missing' if name in wanted else 'not in its configuration'}")
-        if tuple(wanted[name].shape) != stored[name].size:
+        if wanted[name].shape != stored[name].shape:
             raise UserError(
-                f"its tensor {name} has the shape {stored[name].size}, and by its configuration "
+                f"its tensor {name} has the shape {tuple(stored[name].shape)}, and by its configuration "
                 f"{tuple(wanted[name].shape)} (a pruned model?)"
             )
-    read = {name: each.read(archive) for name, each in stored.items()}
-    single = {name: each.float() if each.is_floating_point() else each for name, each in read.items()}
-    model.load_state_dict(single, assign=True)
+        if wanted[name].is_floating_point() != stored[name].is_floating_point():
+            raise UserError(f"its tensor {name} has numbers of the kind {stored[name].dtype}")
+    single = {name: each.float() if each.is_floating_point() else each for name, each in stored.items()}
+    model.load_state_dict({name: each.clone() for name, each in single.items()}, assign=True)
