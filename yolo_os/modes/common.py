@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,4 +47,6 @@ def checkpoint_paths(options: dict[str, Any], suffix: str) -> tuple[Path, Path]:
     inputs = {key: options.get(key) for key in ("model", "data", "toward", "retain", "recipe")}
     check_outputs({"out": out, "json": options["json"]}, inputs)
     check_folder("shift", options)
+    if out.exists():
+        print(f"note: out={out} is there already and will be replaced", file=sys.stderr)
     return source, out
