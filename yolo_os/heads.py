@@ -56,10 +56,11 @@ class AnchorLayout:
         images, _, points = outputs.shape
         return outputs.view(images, len(self.sizes), 5 + self.classes, points)
 
-    def class_logits(self, outputs: Tensor) -> Tensor:
-        """(B, classes, P): of objectness times class probability the largest of all anchors, as a logit."""
-        split = self.by_anchor(outputs.float())
-        log_score = (logsigmoid(split[:, :, 4:5]) + logsigmoid(split[:, :, 5:])).amax(1).clamp(max=-1e-7)
+    def best_logit(self, outputs: Tensor) -> Tensor:
+        """(B, 1, P): the largest of objectness times class probability at each point, as a logit."""
+        split = self.by_anchor(outputs)
+        objectness, best = split[:, :, 4].float(), split[:, :, 5:].amax(2).float()
+        log_score = (logsigmoid(objectness) + logsigmoid(best)).amax(1, keepdim=True).clamp(max=-1e-7)
         return log_score - (-log_score.expm1()).log()
 
 
@@ -144,9 +145,12 @@ class Head:
     gains_in_args: bool = True
 
     def class_logits(self, group: str, outputs: Tensor) -> Tensor:
-        """The class logits of the anchor points of a group, (B, classes, P), from the outputs of its scorer."""
+        """The class logits of the anchor points of a group, from the outputs of its scorer: (B, classes, P).
+
+        Of a `joint` layer that of the best class alone, (B, 1, P).
+        """
         layouts = {layer.group: layer.layout for layer in self.layers if layer.layout is not None}
-        return layouts[group].class_logits(outputs) if group in layouts else outputs
+        return layouts[group].best_logit(outputs) if group in layouts else outputs
 
 
 def prediction_layers(model: Any) -> list[PredictionLayer]:

@@ -12,7 +12,13 @@ from yolo_os.conversion.dataset import make_dataset
 from yolo_os.errors import UserError
 from yolo_os.evaluation.readers.devkit import read_devkit
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.data import calibration_batches, class_names_of, class_order, describe
+from yolo_os.integration.data import (
+    calibration_batches,
+    class_names_of,
+    class_order,
+    describe,
+    numbers_in_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +147,12 @@ def test_classes_of_a_devkit_stand_in_the_models_order_where_it_knows_them_all(f
 def test_a_devkit_of_another_year_needs_no_year(tmp_path):
     kit = write_devkit(tmp_path, {"a": [("zebra", (1, 1, 9, 9))]}, {"train": "a", "val": "a"}, year="2012")
     assert describe(kit, "train", ["dog", "zebra"])["names"] == {0: "dog", 1: "zebra"}
+
+
+def test_classes_of_the_data_are_numbered_as_a_model_that_has_them_all_numbers_its_own():
+    known = ["person", "tv", "dining table", "airplane"]
+    assert numbers_in_model({0: "tvmonitor", 1: "aeroplane"}, known) == [1, 3]
+    assert numbers_in_model({0: "Dining-Table", 1: "person"}, known) == [2, 0]
+    assert numbers_in_model(dict(enumerate(known)), known) is None  # the same numbers
+    assert numbers_in_model({0: "person", 1: "cat"}, known) is None  # one that it lacks
+    assert numbers_in_model({0: "tv", 1: "tvmonitor"}, known) is None  # two that are one class to it

@@ -113,8 +113,8 @@ class CurvatureGram:
         curvature = self._curvature(outputs[image, :, point].float(), presence[image, point].float())  # (k, n or 1)
         weights = (curvature / chance[drawn, None]).T
         where = "cpu" if rows.device.type == "mps" else rows.device  # MPS has no float64
-        weighted = ((weights[:, :, None] * rows).mT @ rows).to(where, torch.float64)
-        self._weighted = weighted if self._weighted is None else self._weighted + weighted
+        weighted = ((weights[:, :, None] * rows).mT @ rows).to(where)
+        self._weighted = weighted.double() if self._weighted is None else self._weighted.add_(weighted)
         self.presence = self.presence.to(where) + total.to(where, torch.float64)
 
     def merge(self) -> None:

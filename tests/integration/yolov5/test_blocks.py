@@ -204,3 +204,6 @@ def test_the_real_one(shared):
     head = find_head(model)
     assert [layer.in_features for layer in head.layers] == [64, 128, 256]
     assert head.layers[0].layout.sizes[0] == (10 / 8, 13 / 8)
+    with torch.no_grad():
+        theirs = classic.load_as_the_repository_does(shared / "weights" / "yolov5n_coco80.pt").double()(image())
+        close(model.double()(image())[0], theirs[0])
