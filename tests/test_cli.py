@@ -232,3 +232,11 @@ def test_an_interruption_leaves_no_output(detector, digits, in_tmp, monkeypatch,
     monkeypatch.setattr(checkpoint, "save_shifted", interrupted)
     assert run("shift", f"model={detector}", f"data={digits}", "out=a.pt", "images=8", "held_out=0") == 130
     assert not any(path.suffix == ".pt" for path in in_tmp.iterdir())
+
+
+def test_another_image_size_than_that_of_the_training_is_said(detector, digits, in_tmp, capsys):
+    words = ["shift", f"model={detector}", f"data={digits}", "images=8", "held_out=4", "batch=4", "plots=False"]
+    assert main([*words, "imgsz=64", "out=small.pt"]) == 0
+    assert "warning: imgsz=64 is not that of the model's training, 160" in capsys.readouterr().err
+    assert main([*words, "out=same.pt"]) == 0
+    assert "imgsz=" not in capsys.readouterr().err

@@ -596,3 +596,11 @@ def test_a_training_writes_its_checkpoints_whole(detector, data, in_tmp, monkeyp
     weights = in_tmp / "runs" / "a" / "weights"
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
     assert read_contents(weights / "last.pt")["epoch"] == 0
+
+
+def test_a_whole_yolo_that_was_saved_is_called_so(detector, tmp_path):
+    from ultralytics import YOLO
+
+    torch.save(YOLO(detector), tmp_path / "whole.pt")
+    with pytest.raises(UserError, match=r"a whole YOLO object was saved .* model.save\('NAME.pt'\); trust=True"):
+        load_checkpoint(tmp_path / "whole.pt")

@@ -190,6 +190,9 @@ def _expected_shape(module: nn.Module) -> tuple[int, ...] | None:
     return None
 
 
+_WHOLE = (".YOLO", ".RTDETR", ".YOLOWorld", ".YOLOE")
+
+
 def _why_refused(file: Path, error: Refused) -> str:
     try:
         named = names_in(file)
@@ -199,6 +202,12 @@ def _why_refused(file: Path, error: Refused) -> str:
         return (
             f"a checkpoint of the YOLOv5 repository ({next(name for name in named if name.startswith('models.'))}), "
             "which Ultralytics can't train: take a YOLOv5u (shift, inspect and val read it)"
+        )
+    whole = next((name for name in named if name.startswith("ultralytics.models.") and name.endswith(_WHOLE)), None)
+    if whole is not None:
+        return (
+            f"a whole {whole.rpartition('.')[2]} object was saved (torch.save of it), with more than a model in it: save "
+            "it with its own model.save('NAME.pt'); trust=True loads this one, its code included"
         )
     return (
         f"refused: it holds {error}, which is no plain part of a checkpoint and could run code; "

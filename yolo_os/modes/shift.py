@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,9 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     checkpoint = load_checkpoint(source, options["trust"])
     plan(find_head(checkpoint.model), recipe)
     check_finite(checkpoint.model)
+    if options["imgsz"] not in (None, checkpoint.imgsz) and rank() == 0:
+        said = f"imgsz={options['imgsz']} is not that of the model's training, {checkpoint.imgsz}"
+        print(f"warning: {said}: what is kept there may be lost at the size that it is used at", file=sys.stderr)
     model = checkpoint.model.to(choose_device(options["device"] or local_device()))
     loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
     used, held_out = calibration_batches(model, options["data"], recipe, **loading)
