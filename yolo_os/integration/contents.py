@@ -206,7 +206,7 @@ def _why_refused(file: Path, error: Refused) -> str:
     whole = next((name for name in named if name.startswith("ultralytics.models.") and name.endswith(_WHOLE)), None)
     if whole is not None:
         return (
-            f"a whole {whole.rpartition('.')[2]} object was saved (torch.save of it), with more than a model in it: save "
+            f"a whole {whole.rpartition('.')[2]} object was saved (torch.save of it), which is more than a model: save "
             "it with its own model.save('NAME.pt'); trust=True loads this one, its code included"
         )
     return (
