@@ -245,3 +245,10 @@ sys.exit(main(sys.argv[1:]))
     events.Reload()
     written = [float(row["os/norm"]) for row in rows(tmp_path / "a" / "results.csv")]
     assert [event.value for event in events.Scalars("os/norm")] == pytest.approx(written, rel=1e-5)
+
+
+def test_a_part_of_the_head_is_frozen_by_its_name(detector, digits, in_tmp, capsys):
+    """A name alone is one of a list; the reason names the layers, and how to go on."""
+    words = ["train", f"model={detector}", f"data={digits}", "epochs=1", "imgsz=64", "device=cpu", "plots=False"]
+    assert main([*words, "freeze=22.cv3", "workers=0"]) == 2
+    assert "freezes cv3.0, cv3.1, cv3.2: leave them alone with os.layers=box" in capsys.readouterr().err

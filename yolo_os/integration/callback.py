@@ -138,6 +138,11 @@ class ShiftCallback:
             raise UserError("every=None and final=None: there is nothing left to do")
         self._run: _Run | None = None
 
+    @property
+    def shifts(self) -> bool:
+        """Whether prediction layers are shifted, during training or at its end."""
+        return self.schedule.every is not None or self.final is not None
+
     @classmethod
     def from_yaml(cls, path: str | Path, **changes: Any) -> ShiftCallback:
         """From a file with settings of a recipe and `every`, `start`, `end`, `final`, or a shipped one by its name.
@@ -209,7 +214,7 @@ class ShiftCallback:
             raise UserError("quantize=8: the norm of weights that are quantised in training is not theirs to choose")
 
     def _plan(self, head: Head) -> dict[str, str]:
-        if self.schedule.every is None and self.final is None:
+        if not self.shifts:
             return {}  # nothing but the step towards the origin
         unchanged = plan(head, self.recipe)
         if self.final is not None:
@@ -233,8 +238,7 @@ class ShiftCallback:
             raise UserError("compile=: on several GPUs the steps that shift can't run uncompiled: leave one of the two")
         head = find_head(trainer.model)
         unchanged = self._plan(head)
-        shifts = self.schedule.every is not None or self.final is not None
-        shifted = [layer for layer in head.layers if shifts and layer.name not in unchanged]
+        shifted = [layer for layer in head.layers if self.shifts and layer.name not in unchanged]
         frozen = [layer for layer in shifted if not layer.module.weight.requires_grad]
         if frozen:
             names, free = ", ".join(layer.name for layer in frozen), {layer.role for layer in shifted}

@@ -22,6 +22,7 @@ from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
 from yolo_os.integration.trial import check_runs
 from yolo_os.plain_yaml import read_yaml
+from yolo_os.settings import listed
 
 
 def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -96,12 +97,14 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
         raise UserError(f"model={model.ckpt_path}: its training is finished (or was no training): nothing to resume")
     if resume:
         _check_resumed(given, model)
+    if isinstance(given.get("freeze"), str):  # one name, such as 22.cv3, of which Ultralytics wants a list
+        given["freeze"] = listed(given["freeze"])
     if sos is not None:
         sos.attach(model)
         sos.check(given)
         head = len(model.model.model) - 1
         freeze = given.get("freeze")
-        if head in (range(freeze) if isinstance(freeze, int) else freeze or ()):
+        if sos.shifts and head in (range(freeze) if isinstance(freeze, int) else freeze or ()):
             raise UserError(f"freeze={freeze} freezes the head, module {head}: nothing to shift")
     if given.get("data") is not None or not given.get("resume"):
         given["data"] = str(_data(given.get("data"), model))
