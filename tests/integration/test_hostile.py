@@ -386,6 +386,48 @@ def test_planted_caches_are_data(mode, detector, data, in_tmp, marker, outside):
     assert {name: stamp for name, stamp in files(in_tmp / "images").items() if name.endswith(".npy")} == arrays
 
 
+CACHES = {
+    "an array of objects over bytes": lambda m: Call(np.ndarray, (1,), np.dtype("O"), b"\x08" * 8),
+    "a type with objects in it": lambda m: np.zeros(2, [("a", "O"), ("b", "i4")]),
+    "a call": hostile,
+    "a class": lambda m: Path(m),
+    "a state for a function of numpy": lambda m: Setting(),
+}
+
+
+class Setting:
+    """Pickles as a state that is put into what builds arrays."""
+
+    def __reduce__(self):
+        return np.dtype, ("f4",), (None, {"__code__": 1, "numbers": np.dtype("O")})
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_no_cache_reaches_memory_or_code(kind, tmp_path, marker):
+    """A process that dies of it would fail the run of the tests, which is the check of the first kind."""
+    content = {"labels": [CACHES[kind](marker)], "hash": "", "results": (1, 1, 1, 1, 1), "msgs": [], "version": ""}
+    with (tmp_path / "train.cache").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        array = np.empty((), dtype=object)
+        array[()] = content
+        pickle.dump(array, file, protocol=3)
+    with pytest.raises(Exception) as error:  # upon any of which the labels are scanned
+        read_label_cache(tmp_path / "train.cache")
+    assert not isinstance(error.value, KeyError | AttributeError)
+    assert not marker.exists()
+
+
+def test_no_image_is_written_anew_and_no_file_deleted_for_its_name(detector, data, in_tmp, capsys):
+    """Ultralytics would replace a JPEG that lacks its end, and whatever is called train.cache."""
+    for image in (in_tmp / "images" / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:-2])
+    (in_tmp / "labels" / "train.cache").write_text("mine")
+    before = files(in_tmp)
+    assert main([word.format(model=detector, data=data) for word in MODES["inspect"]]) == 0
+    after = files(in_tmp)
+    assert {name: after.get(name) for name in before} == before
+
+
 def test_label_caches_that_ultralytics_wrote_are_used(detector, data, in_tmp):
     words = [word.format(model=detector, data=data) for word in MODES["inspect"]]
     assert main(words) == 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ _TEXT_MODELS = ("ultralytics.nn.text_model", "clip")  # importing the first inst
 _trusting: list[bool] = []  # of each guard that is open, innermost last
 _written: dict[Path, tuple[int, int]] = {}  # checkpoints that this process wrote: size and time
 _Path: Any = type(Path())
+_NUMPY = b"\x93NUMPY"  # how a label cache begins
 _NO_FILE = Path(os.devnull) / "none"
 
 
@@ -318,6 +320,36 @@ def _never(original: Callable[..., Any]) -> Callable[..., Any]:
     return check_pip_update_available
 
 
+def _leaving_images(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`_replace_image`, by which a JPEG that lacks its end is written anew in its place: only whether it could be."""
+
+    def _replace_image(im_file: Any, write: Callable[[Any], Any]) -> None:
+        write(io.BytesIO())
+
+    return _replace_image
+
+
+def _saying_so(original: Callable[..., Any]) -> Callable[..., Any]:
+    def check_image(im_file: Any) -> Any:
+        said, shape = original(im_file)
+        return (f"{im_file}: a JPEG without its end, used as it is" if said else said), shape
+
+    return check_image
+
+
+def _over_caches_only(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`save_dataset_cache_file`, which deletes whatever has the name of its file."""
+
+    def save_dataset_cache_file(prefix: str, path: Path, x: Any, version: str) -> None:
+        if path.exists() and not (path.is_file() and path.read_bytes()[:6] == _NUMPY):
+            LOGGER.warning(f"{prefix}{path} is no label cache and stays as it is: labels are scanned at every start")
+            x["version"] = version
+            return
+        original(prefix, path, x, version)
+
+    return save_dataset_cache_file
+
+
 def _plain_caches(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_dataset_cache_file(path: Any) -> dict[str, Any]:
         return read_label_cache(Path(path))
@@ -331,6 +363,9 @@ _REPLACED: tuple[tuple[str, str, Callable[[Callable[..., Any]], Callable[..., An
     ("ultralytics.nn.tasks", "parse_model", _checking_architectures),
     ("ultralytics.data.utils", "check_det_dataset", _without_downloads),
     ("ultralytics.data.utils", "load_dataset_cache_file", _plain_caches),
+    ("ultralytics.data.utils", "save_dataset_cache_file", _over_caches_only),
+    ("ultralytics.data.utils", "_replace_image", _leaving_images),
+    ("ultralytics.data.utils", "check_image", _saying_so),
     ("ultralytics.utils.checks", "check_font", _local_font),
     ("ultralytics.utils.checks", "check_requirements", _without_installing),
     ("ultralytics.utils.checks", "check_pip_update_available", _never),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,84 @@ import numpy as np
 
 from yolo_os.errors import UserError
 
-_NAMES = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
 _KEYS = {"im_file", "shape", "cls", "bboxes", "segments", "keypoints", "normalized", "bbox_format"}
+_TYPE = re.compile(r"[<>|=]?[biufc]\d{1,2}")
+
+
+class _Type:
+    """The type of an array, by its text: of numbers, or of objects for the one array around everything."""
+
+    def __init__(self, text: Any, *rest: Any) -> None:
+        if not isinstance(text, str) or not (text == "O8" or _TYPE.fullmatch(text)):
+            raise UserError(f"{text!r:.40} is no type of a label cache")
+        self.numbers = None if text == "O8" else np.dtype(text)
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or state[1] not in ("<", "|", "="):
+            raise UserError("a label cache of another machine")
+
+
+class _Array:
+    """An array as it is put together."""
+
+    def __init__(self, *given: Any) -> None:
+        self.value: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _Type) or not all(type(each) is int and each >= 0 for each in shape):
+            raise UserError("an array of a label cache is damaged")
+        if kind.numbers is None:
+            if shape != () or not isinstance(data, list) or len(data) != 1:
+                raise UserError("a label cache of arrays of objects")
+            self.value = data[0]
+        elif isinstance(data, bytes):
+            self.value = np.frombuffer(data, kind.numbers).reshape(shape, order="F" if fortran else "C").copy()
+
+
+class _Call:
+    """What the pickle of a cache may call: one of our own, of which nothing can be set."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *given: Any) -> Any:
+        return self._function(*given)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError("a label cache that sets what it calls")
+
+    def __setstate__(self, state: Any) -> None:
+        raise UserError("a label cache that sets what it calls")
+
+
+def _scalar(kind: Any, data: Any) -> Any:
+    return np.frombuffer(data, kind.numbers)[0]
+
+
+def _refused(*given: Any) -> Any:
+    raise UserError("a label cache that calls a class")
+
+
+# Numpy's own would do as they are told: an array of objects over any bytes is an address of the file's choice.
+_NAMES = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Call(_Array) for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _Call(_scalar) for core in ("core", "_core")},
+    ("numpy", "dtype"): _Call(_Type),
+    ("numpy", "ndarray"): _Call(_refused),
+}
 
 
 class _Arrays(pickle.Unpickler):
-    """Numpy's arrays and numbers, and plain containers; the constructors among them make nothing else."""
+    """Arrays of numbers and plain containers; nothing of numpy's is called on the way."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
             raise UserError(f"{module}.{name} is no part of a label cache")
-        return super().find_class(module, name)
+        return _NAMES[module, name]
 
 
 def read_label_cache(path: Path) -> dict[str, Any]:
@@ -41,7 +105,7 @@ def read_label_cache(path: Path) -> dict[str, Any]:
         if shape != () or dtype != np.dtype(object):
             raise UserError(f"{path}: no label cache")
         content = _Arrays(file).load()
-    cache = content.item() if isinstance(content, np.ndarray) and content.shape == () else content
+    cache = content.value if isinstance(content, _Array) else None
     if not isinstance(cache, dict) or not {"labels", "hash", "results", "msgs", "version"} <= cache.keys():
         raise UserError(f"{path}: no label cache")
     results, messages = cache["results"], cache["msgs"]
@@ -49,9 +113,26 @@ def read_label_cache(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no label cache")
     if not isinstance(messages, list) or not all(isinstance(each, str) for each in messages):
         raise UserError(f"{path}: no label cache")
-    if not isinstance(cache["labels"], list) or not all(_is_label(each) for each in cache["labels"]):
+    if not isinstance(cache["labels"], list):
         raise UserError(f"{path}: no label cache of boxes")
-    return cache
+    labels = [_finished(each) for each in cache["labels"]]
+    if not all(map(_is_label, labels)):
+        raise UserError(f"{path}: no label cache of boxes")
+    return {**cache, "labels": labels}
+
+
+def _finished(label: Any) -> Any:
+    """A label with its arrays in place of what they were put together in."""
+    if not isinstance(label, dict):
+        return label
+    return {
+        name: [_value(part) for part in value] if name == "segments" and isinstance(value, list) else _value(value)
+        for name, value in label.items()
+    }
+
+
+def _value(part: Any) -> Any:
+    return part.value if isinstance(part, _Array) else part
 
 
 def _is_label(label: Any) -> bool:

@@ -68,6 +68,7 @@ _HOOKS = (
 _PLACES = {"_parameters": nn.Parameter, "_buffers": torch.Tensor, "_modules": nn.Module}
 _PLAIN = (str, int, float, bool, bytes, type(None))
 _MOST_NESTED = 200
+_LARGEST_PICKLE = 100_000_000  # bytes; tensors lie beside it
 _MOST_PARTS = 5_000_000
 _MOST_BITS = 256  # of a whole number
 _DATA = (torch.Tensor, np.ndarray, np.generic, np.dtype, Path, torch.dtype, torch.device)
@@ -219,6 +220,8 @@ class Archive:
                 raise Damaged("it is a TorchScript archive, not a checkpoint")
             if len(self.sizes) < len(names) or any(entry.compress_type for entry in entries):
                 raise Damaged("torch.save did not write it: it has compressed parts, or two of one name")
+            if self.sizes[f"{self.prefix}/data.pkl"] > _LARGEST_PICKLE:
+                raise Damaged("its pickle is larger than any checkpoint's")
             self.pickle = self.read("data.pkl")
             order = self.read("byteorder") if f"{self.prefix}/byteorder" in self.sizes else b"little"
         except (zipfile.BadZipFile, IndexError, EOFError, struct.error, NotImplementedError, RuntimeError) as error:
@@ -591,7 +594,8 @@ def _fill_array(array: np.ndarray[Any, Any], state: Any) -> None:
     _, shape, dtype, _, data = state
     if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
         raise Refused("a numpy array of objects")
-    if not isinstance(shape, tuple) or math.prod(shape) * dtype.itemsize != len(data):
+    sizes = isinstance(shape, tuple) and all(type(each) is int and each >= 0 for each in shape)
+    if not sizes or math.prod(shape) * dtype.itemsize != len(data):
         raise Damaged("an array in it is damaged")
     array.__setstate__(state)
 
