@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from yolo_os.heads import PredictionLayer
@@ -50,6 +51,8 @@ def _candidates(layers: Mapping[str, Shrinkage], keep: float) -> Iterator[Candid
 
 def _move(layer: Shrinkage, mu: float) -> Move:
     def move(weight: Tensor) -> tuple[Tensor, Tensor]:
-        return replace(layer, weight=in_float64(weight)).solve(mu)
+        # The layer's own weight, that of every trial, is in the eigenvectors' coordinates already.
+        own = torch.equal(weight, layer.weight)
+        return (layer if own else replace(layer, weight=in_float64(weight))).solve(mu)
 
     return move
