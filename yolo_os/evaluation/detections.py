@@ -54,12 +54,15 @@ def evaluate_detections(
     pixel_offset: float = 1.0,
     recall_points: str = "numpy",
 ) -> VOCResult:
-    """VOC AP of detections on the image set they were read for; see `evaluate_voc`."""
+    """VOC AP of detections on the image set they were read for; see `evaluate_voc`.
+
+    COCO's crowds are taken as difficult: a detection that falls on one counts neither way.
+    """
     return evaluate_voc(
         annotations.image,
         annotations.class_index,
         annotations.box,
-        annotations.difficult,
+        annotations.difficult | annotations.crowd,
         detections.image,
         detections.class_index,
         detections.box,
@@ -220,5 +223,7 @@ def _by_image(boxes: Mapping[str, NDArray[np.float64]], annotations: Annotations
         folders = folder_names(annotations.sets[0], annotations.roots)
         for index, (root, stem) in enumerate(zip(annotations.root.tolist(), annotations.stems)):
             known[f"{folders[root]}/{stem}"] = index
-    ids = {file: find_id(nfc(file), known) for file in boxes}
-    return {known[name]: boxes[file] for file, name in ids.items() if name is not None}
+    files = {str(file): index for index, file in enumerate(annotations.image_files)}
+    ids = {file: None if file in files else find_id(nfc(file), known) for file in boxes}
+    by_file = {files[file]: rows for file, rows in boxes.items() if file in files}
+    return by_file | {known[name]: boxes[file] for file, name in ids.items() if name is not None}
