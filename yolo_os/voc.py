@@ -7,6 +7,7 @@ from yolo_os.evaluation.detection_files import read_detections
 from yolo_os.evaluation.detection_files.coco_json import write as write_coco_json
 from yolo_os.evaluation.detection_files.comp4 import write as write_comp4
 from yolo_os.evaluation.detections import Detections, evaluate_detections
+from yolo_os.evaluation.in_memory import as_annotations, as_detections
 from yolo_os.evaluation.readers import read_annotations
 from yolo_os.evaluation.readers.coco_json import read_coco_json
 from yolo_os.evaluation.readers.data_yaml import Source, devkit_of, read_data_yaml
@@ -30,6 +31,8 @@ __all__ = [
     "Problem",
     "Source",
     "VOCResult",
+    "as_annotations",
+    "as_detections",
     "bootstrap",
     "dataset_for",
     "devkit_of",

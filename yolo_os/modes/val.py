@@ -31,7 +31,8 @@ KEYS = (
         "detections",
         (str, list, type(None)),
         None,
-        "instead of a model: folder of comp4_det_test_CLASS.txt files, or a COCO result file; several with commas",
+        "instead of a model: folder of comp4_det_test_CLASS.txt files, COCO result file, or folder of YOLO's text files"
+        " with confidences; several with commas",
     ),
     Key(
         "data",
@@ -208,7 +209,7 @@ def _settled(annotations: Annotations, found: dict[str, Detected]) -> Annotation
 
 
 def _evaluate(name: str, source: str, annotations: Annotations, found: Detected | None, options: dict[str, Any]) -> Run:
-    from yolo_os.evaluation.detection_files import read_detections
+    from yolo_os.evaluation.detection_files import comp4, format_of, read_detections
     from yolo_os.evaluation.detections import evaluate_detections, from_boxes, suspect_offset
     from yolo_os.modes.val_report import Run
 
@@ -231,7 +232,7 @@ def _evaluate(name: str, source: str, annotations: Annotations, found: Detected 
         from yolo_os.evaluation.coco import coco_numbers
 
         coco = coco_numbers(annotations, detections, offset)
-    came_as_comp4 = found is None and Path(source).is_dir()
+    came_as_comp4 = found is None and format_of(source) is comp4
     return Run(name, came_as_comp4, detections, result, coco, None if found is None else found.ultralytics_map50)
 
 
