@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, discard_folder, run_folder, write_text
+from yolo_os.files import (
+    RUN_KEYS,
+    as_path,
+    check_folder,
+    check_outputs,
+    discard_folder,
+    is_file,
+    run_folder,
+    write_text,
+)
+from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
+from yolo_os.terminal import kept_output
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Annotations
@@ -79,6 +90,12 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Evaluate as the keys say; the exit code."""
+    with kept_output() as printed:
+        return _run(options, printed)
+
+
+def _run(options: dict[str, Any], printed: list[str]) -> int:
+    """The run itself; what it has printed so far is kept beside its figures."""
     from yolo_os.modes.val_report import leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
@@ -107,6 +124,8 @@ def run(options: dict[str, Any]) -> int:
         content = report_several(runs, replicates, options, folder)
     print(not_yolo_val(runs))
     leave_files(runs, folder, options)
+    content["made"] = _made(options, sources, models, annotations)
+    write_text(folder / "val.log", f"{content['made']['command']}\n\n{''.join(printed)}")
     text = json.dumps(content, indent=2) + "\n"
     write_text(folder / "voc.json", text)
     if options["json"]:
@@ -174,19 +193,19 @@ def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]
     source = options["data"] if options["devkit"] is None else options["devkit"]
     reader = devkit if options["devkit"] is not None else reader_of(source)
     if reader is data_yaml:
-        return _run(model, source, classes, options)
+        return _over(model, source, classes, options)
     order = class_order(classes, names)
     if reader is devkit:
         made = devkit_dataset(source, names, year=options["year"], classes=classes)
-        return _run(model, made, order, options)
+        return _over(model, made, order, options)
     from yolo_os.conversion.dataset import dataset_of
 
     with tempfile.TemporaryDirectory() as folder:
         made = dataset_of(annotations.in_order(order), Path(folder), options["split"])
-        return _run(model, made, order, options)
+        return _over(model, made, order, options)
 
 
-def _run(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any]) -> Detected:
+def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any]) -> Detected:
     """Run a model over a split of a data set with these classes."""
     from yolo_os.integration.data import class_names_of
     from yolo_os.integration.detect import detect
@@ -234,6 +253,21 @@ def _evaluate(name: str, source: str, annotations: Annotations, found: Detected 
         coco = coco_numbers(annotations, detections, offset)
     came_as_comp4 = found is None and format_of(source) is comp4
     return Run(name, came_as_comp4, detections, result, coco, None if found is None else found.ultralytics_map50)
+
+
+def _made(
+    options: dict[str, Any], sources: dict[str, str], models: dict[str, Checkpoint], annotations: Annotations
+) -> dict[str, Any]:
+    """Where the figures come from."""
+    truth = "data" if options["devkit"] is None else "devkit"
+    read = {"model" if models else "detections": sources}
+    if is_file(as_path(str(options[truth]))):
+        read[truth] = {truth: options[truth]}
+    made = provenance("val", options, KEYS, read)
+    where = [{"folder": str(root), "split": split} for root, split in zip(annotations.roots, annotations.sets)]
+    made["ground_truth"] = {"path": options[truth], "read": where, "images": len(annotations.images)}
+    made["imgsz"] = {name: options["imgsz"] or model.imgsz for name, model in models.items()}
+    return made
 
 
 def _print_ground_truth(annotations: Annotations) -> None:
