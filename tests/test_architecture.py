@@ -28,7 +28,7 @@ shifter
 evaluation
 conversion
 toward_report
-shift toward training
+shift toward training matrices
 plots
 voc
 integration

@@ -35,6 +35,10 @@ MODES = {
 }
 
 
+_TASKS = ("detect", "segment", "pose", "obb", "classify")
+_OF_YOLO = ("predict", "track", "export", "benchmark", "tune")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
@@ -80,7 +84,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("version", "--version", "-V"):
         print(__version__)
         return 0
-    module = _mode(words[0])
+    module = _mode(words[0], words[1:])
     if {"--help", "-h", "help"} & set(words[1:]):
         print(_help(words[:1]))
         return 0
@@ -93,7 +97,12 @@ def _dispatch(words: list[str]) -> int:
     return code
 
 
-def _mode(name: str) -> ModuleType:
+def _mode(name: str, others: Sequence[str] = ()) -> ModuleType:
+    if name in _TASKS:
+        rest = "train, val" if not others or others[0] not in MODES else others[0]
+        raise UserError(f"'{name}' is a task of `yolo`, which yolo-os takes from the model: write yolo-os {rest} ...")
+    if name in _OF_YOLO:
+        raise UserError(f"'{name}' is a mode of `yolo`, which runs what yolo-os writes: write yolo {name} ...")
     if name not in MODES:
         near = get_close_matches(name, list(MODES))
         hint = f": did you mean {' or '.join(near)}?" if near else ""

@@ -21,6 +21,7 @@ from yolo_os.files import (
     run_folder,
     write_text,
 )
+from yolo_os.modes.common import say_replaced
 from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
@@ -101,6 +102,7 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
     sources = _sources(options)
     check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
     check_folder("val", options)
+    say_replaced({"json": options["json"]})
     models = _load_models(sources, options) if options["model"] is not None else {}
     annotations = _ground_truth(options, models)
     folder = run_folder("val", options)
@@ -211,7 +213,9 @@ def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: 
     from yolo_os.integration.detect import detect
 
     named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
-    found = detect(model.model, data, imgsz=options["imgsz"] or model.imgsz, iou=options["nms_iou"], **named)
+    called = options["data"] if options["devkit"] is None else options["devkit"]
+    named |= {"imgsz": options["imgsz"] or model.imgsz, "iou": options["nms_iou"]}
+    found = detect(model.model, data, called=called, **named)
     # What `yolo val` calls its mAP50 is of these classes only if the data number them as the model does.
     return found if list(classes) == class_names_of(model.model) else replace(found, ultralytics_map50=None)
 
