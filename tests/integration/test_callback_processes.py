@@ -156,7 +156,7 @@ def test_the_first_process_takes_the_step_towards_the_start(two_processes):
     (first, second), folder = two_processes["toward"]
     assert not first["shifts"] and not second["shifts"]
     read = json.loads((folder / "os" / "best" / "toward.json").read_text())["toward"]
-    assert [trial["share"] for trial in read["tried"]][0] == 1
+    assert next(trial["share"] for trial in read["tried"]) == 1
     assert read["share"] < 1
     (record,) = torch.load(folder / "weights" / "best.pt", weights_only=False)["yolo_os"]
     assert record["recipe"]["share"] == read["share"]
