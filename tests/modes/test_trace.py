@@ -129,3 +129,28 @@ def test_too_little_memory_advises_a_smaller_batch(monkeypatch):
     model = small_model()
     with pytest.raises(UserError, match="smaller batch="):
         hessian_trace(model, [labelled_batch(model)], layers="head")
+
+
+def test_a_shift_reports_the_trace_before_and_after(detector, data, in_tmp, capsys):
+    words = [f"model={detector}", f"data={data}", "imgsz=64", "images=8", "held_out=4", "out=b.pt", "plots=False"]
+    assert main(["shift", *words, "max_loss_rise=None", "trace=True", "json=shift.json"]) == 0
+    assert "trace of the Hessian over the prediction layers, 4 images: " in capsys.readouterr().out
+    change = json.loads((in_tmp / "shift.json").read_text())["trace"]
+    assert change["low"] == change["high"] == pytest.approx(change["after"] - change["before"])
+    both = hessian_trace([detector, "b.pt"], str(data), layers="head", imgsz=64, images=12)
+    drawn = change["before"] / both.models[0].trace  # other images, so not the same figure
+    assert 0.2 < drawn < 5 and change["after"] != change["before"]
+    assert main(["shift", *words[:-2], "out=c.pt", "max_loss_rise=None", "json=plain.json", "plots=False"]) == 0
+    assert json.loads((in_tmp / "plain.json").read_text())["trace"] is None
+
+
+def test_inspect_adds_the_trace(detector, data, in_tmp, capsys):
+    words = [f"model={detector}", f"data={data}", "imgsz=64", "images=6", "json=layers.json"]
+    assert main(["inspect", *words, "trace=True"]) == 0
+    assert "closed form, exact" in capsys.readouterr().out
+    found = json.loads((in_tmp / "layers.json").read_text())["trace"]
+    assert found["stderr"] == 0 and found["layers"].keys() == {
+        f"{kind}.{i}" for kind in ("cv2", "cv3") for i in range(3)
+    }
+    assert main(["inspect", f"model={detector}", "trace=True"]) == 2
+    assert "give data=" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from yolo_os.integration.checkpoint import load_checkpoint, trained_args
 from yolo_os.integration.data import calibration_batches, class_names_of
 from yolo_os.integration.runtime import choose_device
 from yolo_os.recipe import ShiftRecipe
+from yolo_os.report import TraceChange
 from yolo_os.shifter import check_finite
 
 
@@ -117,6 +118,21 @@ def subject_of(
     norm = sum(float(layer.matrix.double().square().sum()) for layer in head.layers)
     with trained_args(model, bare), detector_objective(bare, batches, parameters) as objective:
         yield Subject(name, objective, closed, norm)
+
+
+def trace_change(before: nn.Module, after: nn.Module, batches: Iterable[Batch], layers: str | bool) -> TraceChange:
+    """The trace before and after a shift, by the same images and probes.
+
+    Args:
+        before, after: bare models.
+        batches: labelled, of which the loss is taken.
+        layers: which weights; True: the prediction layers.
+    """
+    words = "head" if layers is True else str(layers)
+    with trace_bar() as notice:
+        report = hessian_trace([before, after], batches, layers=words, notice=notice)
+    change = next(each for each in report.differences if each.figure == "trace").change
+    return TraceChange(words, report.images, report.models[0].trace, report.models[1].trace, *change.interval)
 
 
 class TraceBar:
