@@ -28,6 +28,7 @@ shifter
 evaluation
 conversion
 toward_report
+flatness
 shift toward training
 plots
 voc
