@@ -27,6 +27,7 @@ ENVIRONMENT = {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOI
 # more than its KEYS has parse(words) as well, and a NOTE on what that is.
 MODES = {
     "train": "fine-tune as `yolo train` does, with shifts during the training and at its end",
+    "compare": "trainings against each other, over seeds, with intervals: does a change help on your data?",
     "inspect": "the prediction layers of a model, and whether a shift can do anything to them",
     "shift": "move a trained detector's prediction layers to the least norm, and report what that did",
     "trace": "how flat the training loss is around models: the trace of its Hessian, with error bars",
