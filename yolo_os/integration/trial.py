@@ -28,6 +28,8 @@ def check_runs(model: nn.Module) -> None:
         check_finite(model)
     except UserError:  # no detector, or weights that are no numbers: who needs them says so
         return
+    except Exception as error:  # settings of the wrong kind in its head, say
+        raise UserError(f"its head is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
     untyped: Any = model
     try:
         stride = int(untyped.stride.max()) if getattr(model, "stride", None) is not None else 32
