@@ -29,6 +29,7 @@ evaluation
 conversion
 comparison
 toward_report
+flatness
 shift toward training
 plots
 voc

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,12 @@ KEYS = (
     Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (budget, os, sos, sos_paper)"),
     *recipe_keys(),
     *DATA_KEYS,
+    Key(
+        "trace",
+        (bool, str),
+        False,
+        "also the trace of the Hessian before and after: True for the prediction layers, or layers as in yolo-os trace",
+    ),
     Key("json", (str,), None, "also write the report as JSON to this path"),
     Key("plots", (bool,), True, "plot norm, drift and spectra"),
     *RUN_KEYS,
@@ -83,9 +91,14 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
     used, held_out = calibration_batches(model, options["data"], recipe, **loading)
     progress = progress_bar if rank() == 0 else silent
+    before = copy.deepcopy(model) if options["trace"] else None
     report = shift_batches_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress)
     if rank() > 0:
         return report, out
+    if before is not None:
+        from yolo_os.integration.flatness import trace_change
+
+        report = replace(report, trace=trace_change(before, model, held_out or used, options["trace"]))
     save_shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__), out)
     folder = run_folder("shift", options)
     (folder / "shift.log").write_text(
