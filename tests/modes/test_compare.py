@@ -197,8 +197,9 @@ def test_no_comparison_in_a_folder(in_tmp, capsys):
 
 
 @pytest.mark.slow
-def test_on_ray_with_two_workers_of_which_one_is_killed(detector, few, in_tmp, capsys):
+def test_on_ray_with_two_workers_of_which_one_is_killed(detector, few, in_tmp, monkeypatch):
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default they give way to all else on the machine
     import threading
 
     import ray
@@ -212,11 +213,9 @@ def test_on_ray_with_two_workers_of_which_one_is_killed(detector, few, in_tmp, c
             for process in psutil.process_iter(["cmdline"]):
                 line = process.info["cmdline"] or []
                 if compare_run.__name__ in line and any(str(folder) in part for part in line):
-                    with pytest.MonkeyPatch.context():
-                        worker = process.parent()
-                        worker.kill()
-                        killed.append(process)
-                        return
+                    process.parent().kill()
+                    killed.append(process)
+                    return
             time.sleep(0.2)
 
     threading.Thread(target=kill, daemon=True).start()

@@ -12,7 +12,7 @@ from yolo_os.comparison import report
 from yolo_os.comparison.report import Content
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em } h3 { font-size: 1em }
 .verdict { background: #eef4fa; border-left: 5px solid #0072B2; padding: .8em 1em; font-size: 1.05em }
 .verdict p { margin: .2em 0 } .warning { background: #fdf3e7; border-left: 5px solid #D55E00; padding: .4em 1em }

@@ -232,7 +232,7 @@ class Clock:
     """How long what is left will take, from what is done and a first guess."""
 
     def __init__(self, jobs: Sequence[Job], workers: int, guess: float | None = None) -> None:
-        self.jobs, self.workers, self.guess = jobs, max(1, workers), guess
+        self.jobs, self.workers, self.guess = jobs, workers, guess
 
     def left(self) -> float | None:
         """Seconds until all is done; None while nothing is known."""
@@ -253,7 +253,7 @@ class Clock:
                 return None
             else:
                 total += mean * (0.2 if run.after else 1.0)
-        return total / self.workers
+        return total / max(1, self.workers)
 
 
 def duration(seconds: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from yolo_os.comparison.resampling import METRICS
@@ -39,7 +40,7 @@ def markdown(content: Content) -> str:
 def title(content: Content) -> str:
     """What was compared."""
     names = ", ".join(in_table(arm["name"]) for arm in content["arms"])
-    return f"{names} from {in_table(str(content['model']))}"
+    return f"{names} from {in_table(Path(content['model']).name)}"
 
 
 def how(content: Content) -> str:

@@ -78,13 +78,15 @@ def compare(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
-        jobs, prepared = _planned(config, folder)
+        model = _base(config)
+        jobs, prepared = _planned(config, folder, model)
         config.save(folder)
         warnings = [warning for each in prepared.values() for warning in each.warnings]
         for warning in warnings:
             say(f"warning: {warning}")
         measured = recorded(folder, replicates)
-        _make(jobs, measured, workers, ray, cpus, gpus, say)
+        clock = Clock(jobs, workers, None if _any_done(jobs) else _guess(config, model, list(prepared.values())))
+        _make(jobs, measured, clock, ray, cpus, gpus, say)
         content = summarise(measured, margin)
         write_report(content, measured, folder)
     return content
@@ -122,9 +124,8 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
     return left
 
 
-def _planned(config: Config, folder: Path) -> tuple[list[Job], dict[str, Prepared]]:
+def _planned(config: Config, folder: Path, model: nn.Module) -> tuple[list[Job], dict[str, Prepared]]:
     """The jobs, each run's settings in its folder, and the data."""
-    model = _base(config)
     names, task, backbone = class_names_of(model), task_of(model), _backbone(model)
     jobs = make_plan(config, folder)
     trained = {arm.name: settings_for(arm, config, backbone) for arm in config.arms if arm.after is None}
@@ -143,13 +144,7 @@ def _planned(config: Config, folder: Path) -> tuple[list[Job], dict[str, Prepare
             "data": run.data,
             "fraction": run.fraction,
             "settings": settings,
-            "train": {
-                "plots": False,
-                "verbose": False,
-                "deterministic": True,
-                **common,
-                "model": _whole(common["model"]),
-            },
+            "train": {"plots": False, "verbose": False, "deterministic": True, **whole},
             "os": run.arm.os,
             "jitter": run.arm.jitter,
             "rate": run.arm.rate,
@@ -185,7 +180,7 @@ def _write_spec(run: Run, spec: Mapping[str, Any]) -> None:
 def _make(
     jobs: list[Job],
     measured: Measured,
-    workers: int,
+    clock: Clock,
     ray: str | bool | None,
     cpus: float,
     gpus: float | None,
@@ -193,9 +188,10 @@ def _make(
 ) -> None:
     """Make the runs that are left, and say what each came to."""
     left = [job for job in jobs if job.left]
-    total, clock = len(runs_of(jobs)), Clock(jobs, workers)
     if len(left) < len(jobs):
-        say(f"{sum(run.done for run in runs_of(jobs))} of {total} runs are done already")
+        say(f"{sum(run.done for run in runs_of(jobs))} of {len(runs_of(jobs))} runs are done already")
+    if left:
+        say(f"about {duration(clock.left())} to go")
 
     def announce(job: Job) -> None:
         say(f"running: {'; '.join(run.label for run in job.left)}")
@@ -206,10 +202,10 @@ def _make(
     if ray:
         gpus = (1.0 if torch.cuda.is_available() else 0.0) if gpus is None else gpus
         ended: Iterator[Job] = engine.ray_tasks(left, ray, cpus, gpus)
-    elif workers == 0:
+    elif clock.workers == 0:
         ended = engine.here(left, make_here, announce)
     else:
-        ended = engine.processes(left, workers, announce)
+        ended = engine.processes(left, clock.workers, announce)
     for job in ended:
         for run in job.runs:
             say(_said(run, jobs, measured))

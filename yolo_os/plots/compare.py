@@ -137,7 +137,7 @@ def side_by_side(image: Any, truth: Sequence[Any], sides: Sequence[tuple[str, Se
     """
     import cv2
 
-    scale = min(max(1.0, 360 / max(image.shape[:2])), 8.0)
+    scale = min(max(1.0, 480 / max(image.shape[:2])), 8.0)
     scale = min(scale, 640 / max(image.shape[:2])) if max(image.shape[:2]) > 640 else scale
     size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     large = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR if scale < 1 else cv2.INTER_CUBIC)
@@ -149,10 +149,12 @@ def side_by_side(image: Any, truth: Sequence[Any], sides: Sequence[tuple[str, Se
         for *box, label, score in found:
             colour = _bgr(PALETTE[1 + int(label) % (len(PALETTE) - 1)])
             _draw(cv2, canvas, box, scale, colour, 2)
-            at = (max(0, int((box[0] - 1) * scale)) + 2, max(10, int((box[1] - 1) * scale) - 3))
             said = f"{in_table(str(classes[int(label)])).encode('ascii', 'replace').decode()} {score:.2f}"
-            cv2.putText(canvas, said, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3, cv2.LINE_AA)
-            cv2.putText(canvas, said, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+            (wide, high), _ = cv2.getTextSize(said, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)
+            left, bottom = max(0, int((box[0] - 1) * scale)), max(high + 5, int((box[1] - 1) * scale))
+            cv2.rectangle(canvas, (left, bottom - high - 5), (left + wide + 4, bottom), colour, cv2.FILLED)
+            at = (left + 2, bottom - 4)
+            cv2.putText(canvas, said, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
         banner = np.full((22, canvas.shape[1], 3), 40, np.uint8)
         said = title.encode("ascii", "replace").decode()
         cv2.putText(banner, said, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)

@@ -92,6 +92,7 @@ def _changed(truth: Truth, pairs: Mapping[int, tuple[Run, Run]], reference: str,
 
 
 def _drawn(found: Found, place: int) -> list[list[float]]:
-    here = (found.image == place) & (found.score >= SHOWN)
+    here = np.flatnonzero((found.image == place) & (found.score >= SHOWN))
+    here = here[np.argsort(found.score[here], kind="stable")]  # the surest on top
     rows: list[list[float]] = np.column_stack([found.box[here], found.class_index[here], found.score[here]]).tolist()
     return rows
