@@ -34,7 +34,7 @@ FAMILIES = {
     "yolo26": "26/yolo26.yaml",
 }
 STRENGTHS = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2)
-IMAGES, SIZE = 32, 160
+IMAGES, SIZE = 32, 96
 
 
 def small_architecture(family, folder):
@@ -257,7 +257,7 @@ def table(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("theorem"))
-    parser.add_argument("--epochs", type=int, default=18)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--only", default="embedded,yolov5,yolov8,yolo11,yolo26,classifier")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
