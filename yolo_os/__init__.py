@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from yolo_os.heads import PredictionLayer as PredictionLayer
     from yolo_os.heads import prediction_layers as prediction_layers
     from yolo_os.integration.callback import SOS as SOS
+    from yolo_os.integration.compare import compare as compare
+    from yolo_os.integration.flatness import hessian_trace as hessian_trace
     from yolo_os.integration.shift import shift_ as shift_
     from yolo_os.recipe import ShiftRecipe as ShiftRecipe
     from yolo_os.report import ShiftReport as ShiftReport
@@ -27,7 +29,9 @@ _HOMES = {
     "ShiftRecipe": "recipe",
     "ShiftReport": "report",
     "UserError": "errors",
+    "compare": "integration.compare",
     "evaluate_voc": "voc",
+    "hessian_trace": "integration.flatness",
     "prediction_layers": "heads",
     "shift_": "integration.shift",
 }

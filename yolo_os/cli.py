@@ -27,8 +27,10 @@ ENVIRONMENT = {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOI
 # more than its KEYS has parse(words) as well, and a NOTE on what that is.
 MODES = {
     "train": "fine-tune as `yolo train` does, with shifts during the training and at its end",
+    "compare": "trainings against each other, over seeds, with intervals: does a change help on your data?",
     "inspect": "the prediction layers of a model, and whether a shift can do anything to them",
     "shift": "move a trained detector's prediction layers to the least norm, and report what that did",
+    "trace": "how flat the training loss is around models: the trace of its Hessian, with error bars",
     "val": "PASCAL VOC mAP by the devkit's own rules, of a model or of detection files",
     "voc": "make an Ultralytics data set from a VOCdevkit",
     "demo": "shift the detector that comes with the package, before and after",

@@ -149,6 +149,33 @@ class LossReport:
 
 
 @dataclass(frozen=True)
+class TraceChange:
+    """The trace of the Hessian of the training loss before and after, over some images and weights.
+
+    Attributes:
+        layers: which weights, as `flatness.detector.chosen` takes them.
+        images: how many the loss is over.
+        before, after: traces.
+        low, high: 95 % interval of after - before; both the difference itself where it is exact.
+    """
+
+    layers: str
+    images: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """One line."""
+        share = f" ({self.after / self.before - 1:+.1%})" if self.before else ""
+        known = "exact" if self.low == self.high else f"95 % [{self.low:+.4g}, {self.high:+.4g}]"
+        what = {"head": "over the prediction layers", "all": "over all weights"}.get(self.layers, f"over {self.layers}")
+        change = f"{self.before:.4g} -> {self.after:.4g}{share}, {known}"
+        return f"trace of the Hessian {what}, {self.images} images: {change}"
+
+
+@dataclass(frozen=True)
 class ShiftReport:
     """A shift of a model.
 
@@ -161,6 +188,7 @@ class ShiftReport:
         seconds: by phase.
         trials: the candidates that were tried, the strongest first, and what the judge said.
         warnings: what a person should know before using the weights.
+        trace: of the Hessian, before and after; None where it was not asked for.
     """
 
     recipe: ShiftRecipe
@@ -171,6 +199,7 @@ class ShiftReport:
     seconds: dict[str, float]
     trials: tuple[Trial, ...] = ()
     warnings: tuple[str, ...] = ()
+    trace: TraceChange | None = None
 
     @property
     def keep(self) -> float:
@@ -235,6 +264,8 @@ class ShiftReport:
                 terms = ", ".join(f"{name} {loss.before[name]:.4f} -> {loss.after[name]:.4f}" for name in loss.before)
                 rise = f" ({loss.rise:+.2%})" if loss.rise is not None else ""
                 lines.append(f"training loss, {counted(loss.images, f'{title} image')}: {terms}{rise}")
+        if self.trace is not None:
+            lines.append(str(self.trace))
         lines += self._share_of_chosen()
         judged = [trial for trial in self.trials if trial.rise is not None]
         if judged:
@@ -281,6 +312,7 @@ class ShiftReport:
             "layers": [layer.to_dict() for layer in self.layers],
             "guard": [asdict(trial) for trial in self.trials],
             "precision": self.precision,
+            "trace": self.trace and asdict(self.trace),
             "seconds": self.seconds,
             "warnings": list(self.warnings),
             "verdict": self.verdict,

@@ -90,7 +90,7 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
     """
     known = {key.name: key for key in keys}
     given: dict[str, Any] = {}
-    for word in _join_spaced(words):
+    for word in join_spaced(words):
         name, equals, text = (part.strip() for part in word.partition("="))
         name = name.removeprefix("--")
         if not equals and name not in known and (meant := _key_of_file(name)) in known:
@@ -156,7 +156,7 @@ def _key_of_file(word: str) -> str | None:
     return "data" if word.startswith((".", "/", "~")) or word.endswith("/") else None
 
 
-def _join_spaced(words: Sequence[str]) -> list[str]:
+def join_spaced(words: Sequence[str]) -> list[str]:
     """`a = b`, `a= b` and `a =b` as `a=b`, which is what a person means; a trailing comma is dropped."""
     joined: list[str] = []
     for word in words:

@@ -14,6 +14,7 @@ from yolo_os.terminal import counted, shown
 if TYPE_CHECKING:
     from torch import nn
 
+    from yolo_os.flatness.report import TraceReport
     from yolo_os.heads import Head
     from yolo_os.report import LayerReport
 
@@ -30,6 +31,12 @@ KEYS = (
     Key("seed", (int,), 0, "seed of the images drawn"),
     Key("rtol", (float, type(None)), None, "singular values of A below rtol times the largest count as zero"),
     *DATA_KEYS,
+    Key(
+        "trace",
+        (bool, str),
+        False,
+        "with data, the trace of the Hessian too: True for the prediction layers, or layers as in yolo-os trace",
+    ),
     Key("json", (str,), None, "also write the table as JSON to this path"),
     *RUN_KEYS,
 )
@@ -45,6 +52,8 @@ def run(options: dict[str, Any]) -> int:
     check_outputs({"json": options["json"]}, {"model": options["model"], "data": options["data"]})
     say_replaced({"json": options["json"]})
     check_folder("inspect", options)
+    if options["trace"] and not options["data"]:
+        raise UserError("trace= is of a loss, which needs images and labels: give data=")
     from yolo_os.heads import find_head
 
     model, shifts = _open(options)
@@ -62,12 +71,26 @@ def run(options: dict[str, Any]) -> int:
         folder = run_folder("inspect", options)
         plot_spectra(layers, folder / "spectrum.png", options["rtol"])
         print(f"\n{_advice(layers)}\nspectra: {folder / 'spectrum.png'}")
+    flatness = _trace(model, options) if options["trace"] else None
+    if flatness is not None:
+        print(f"\n{flatness}")
     if options["json"]:
         entries = [{key: value for key, value in vars(layer).items() if key in _JSON_FIELDS} for layer in layers]
         refused = [{"name": layer.name, "role": layer.role, "refused": layer.refused} for layer in head.refused]
         content = {"model": options["model"], "head": head.kind, "layers": entries, "refused": refused}
-        write_json(as_path(options["json"]), content | {"shifts": shifts})
+        measured = {} if flatness is None else {"trace": flatness.to_dict()["models"][0]}
+        write_json(as_path(options["json"]), content | {"shifts": shifts} | measured)
     return 0
+
+
+def _trace(model: nn.Module, options: dict[str, Any]) -> TraceReport:
+    """How flat the loss is, over the images that the features are of."""
+    from yolo_os.integration.flatness import hessian_trace, trace_bar
+
+    layers = "head" if options["trace"] is True else options["trace"]
+    drawing = {key: options[key] for key in ("images", "seed", "split", "imgsz", "batch", "workers", "device")}
+    with trace_bar() as notice:
+        return hessian_trace(model, options["data"], layers=layers, notice=notice, **drawing)
 
 
 _JSON_FIELDS = ("name", "role", "level", "stride", "m", "n", "norm_before", "rank", "rows", "singular_values")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,12 @@ KEYS = (
     Key("recipe", (str,), None, "a recipe in YAML, or the name of a shipped one (budget, os, sos, sos_paper)"),
     *recipe_keys(),
     *DATA_KEYS,
+    Key(
+        "trace",
+        (bool, str),
+        False,
+        "also the trace of the Hessian before and after: True for the prediction layers, or layers as in yolo-os trace",
+    ),
     Key("json", (str,), None, "also write the report as JSON to this path"),
     Key("save", (str,), None, "name of a layer whose A, Z and V before and after are kept as NAME.npz with the report"),
     Key("plots", (bool,), True, "plot norm, drift and spectra"),
@@ -91,9 +99,14 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     matrices = None
     if options["save"]:
         matrices = LayerMatrices(model, find_head(model), options["save"], used, recipe, progress)
+    before = copy.deepcopy(model) if options["trace"] else None
     report = shift_batches_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress)
     if rank() > 0:
         return report, out
+    if before is not None:
+        from yolo_os.integration.flatness import trace_change
+
+        report = replace(report, trace=trace_change(before, model, held_out or used, options["trace"]))
     save_shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__), out)
     folder = run_folder("shift", options)
     (folder / "shift.log").write_text(

@@ -34,9 +34,14 @@ COLUMNS = (
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `shifts.csv` or `results.csv`, by column, as text."""
+    """The rows of `shifts.csv` or `results.csv`, by column, as text; an older `shifts.csv` in today's columns."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, skipinitialspace=True))
+        rows = list(csv.DictReader(file, skipinitialspace=True))
+    for row in rows:
+        if "taken_back" in row:
+            row["reverted"] = row.pop("taken_back")
+            row["keep"] = f"{float(row.pop('norm_ratio')) ** 2:.6g}"
+    return rows
 
 
 def shifts_in(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
