@@ -9,7 +9,8 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import ModuleType
 
@@ -90,13 +91,24 @@ def _dispatch(words: list[str]) -> int:
     if {"--help", "-h", "help"} & set(words[1:]):
         print(_help(words[:1]))
         return 0
-    try:
+    with _all_there(words[0]):
         options = module.parse(words[1:]) if hasattr(module, "parse") else parse_pairs(words[1:], module.KEYS)
         code: int = module.run(options)
-    except ModuleNotFoundError as error:
-        said = what_is_missing(error, f"yolo-os {words[0]}")
-        raise UserError(said) if said else error from None
     return code
+
+
+@contextmanager
+def _all_there(mode: str) -> Iterator[None]:
+    """What the evaluator alone is installed without is bad input to a mode that needs it.
+
+    Raises:
+        UserError: saying what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        said = what_is_missing(error, f"yolo-os {mode}")
+        raise UserError(said) if said else error from None
 
 
 def _mode(name: str, others: Sequence[str] = ()) -> ModuleType:
@@ -109,7 +121,8 @@ def _mode(name: str, others: Sequence[str] = ()) -> ModuleType:
         near = get_close_matches(name, list(MODES))
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"unknown mode '{name}'{hint} (modes: {', '.join(MODES)}; yolo-os --help)")
-    return importlib.import_module(f"yolo_os.modes.{name}")
+    with _all_there(name):
+        return importlib.import_module(f"yolo_os.modes.{name}")
 
 
 def _help(modes: list[str]) -> str:
