@@ -50,7 +50,7 @@ def plot_training(folder: Path, path: Path) -> None:
             axis.axvline(epoch, color=GREEN, linewidth=0.6, alpha=0.5, zorder=0)
     rise.axhline(0, color="black", linewidth=0.8)
     _draw_limit(folder, rise)
-    _draw_final(folder, norm, rise, max(when, default=0.0))
+    _draw_final(folder, norm, rise, dict(zip(when, epochs.get("os/norm_ema", when))))
     norm.set_ylabel("norm of the head's\nprediction layers")
     loss.set_ylabel("loss, sum of terms")
     rise.set_ylabel("loss, change\nby a shift (%)")
@@ -69,21 +69,28 @@ def _draw_limit(folder: Path, rise: Any) -> None:
     file = folder / "os" / "settings.yaml"
     limit = read_yaml(file).get("max_loss_rise") if file.is_file() else None
     if limit is not None:
-        rise.axhline(100 * limit, color="black", linewidth=1, linestyle=":", label=f"limit of the guard ({limit:.1%})")
+        rise.axhline(
+            100 * limit, color="black", linewidth=1, linestyle=":", label=f"limit of the guard ({100 * limit:g}%)"
+        )
 
 
-def _draw_final(folder: Path, norm: Any, rise: Any, last: float) -> None:
-    """The final shift, from its report: the norm that it leaves, and what it did to the loss on held-out images."""
+def _draw_final(folder: Path, norm: Any, rise: Any, norms: dict[float, float]) -> None:
+    """The final shift of best.pt, from its report: the norm that it leaves, and the loss on held-out images.
+
+    It stands at the epoch that best.pt is of, which is told by its norm (the last of equals).
+    """
     file = folder / "os" / "best" / "report.json"
     if not file.is_file():
         return
     report = json.loads(file.read_text(encoding="utf-8"))
     val = folder / "os" / "best" / "val.json"
     taken = json.loads(val.read_text(encoding="utf-8"))["taken"] if val.is_file() else report["keep"] < 1
-    left = sqrt(sum(layer["norm_after"] ** 2 for layer in report["layers"]))
-    label = f"final shift, {report['keep']:.0%} of the squared norm left" + ("" if taken else " (not taken)")
+    had, left = (sqrt(sum(layer[name] ** 2 for layer in report["layers"])) for name in ("norm_before", "norm_after"))
+    at = min(reversed(norms), key=lambda epoch: abs(norms[epoch] - had), default=0.0)
+    label = f"final shift of best.pt, {report['keep']:.0%} of the squared norm left" + ("" if taken else " (not taken)")
     style: dict[str, Any] = {"marker": "*", "markersize": 12, "linestyle": "none", "color": GREEN if taken else GREY}
-    norm.plot([last], [left], label=label, zorder=5, clip_on=False, **style)
+    norm.plot([at, at], [had, left], color=style["color"], linewidth=1, linestyle=":")
+    norm.plot([at], [left], label=label, zorder=5, clip_on=False, **style)
     before, after = report["loss_before"], report["loss_after"]
     if before and after is not None:
-        rise.plot([last], [100 * (after / before - 1)], label=label, zorder=5, clip_on=False, **style)
+        rise.plot([at], [100 * (after / before - 1)], label=label, zorder=5, clip_on=False, **style)
