@@ -45,6 +45,7 @@ KEYS = (
         "category_id of the first class in a COCO result file that names none, 0 or 1; None: as the ids show",
     ),
     Key("bootstrap", (int, type(None)), None, f"replicates of the error bars; None: {_REPLICATES} to compare, else 0"),
+    Key("min_boxes", (int,), 10, "classes with fewer boxes are marked, and left out of a second mean"),
     Key("seed", (int,), 0, "seed of the error bars"),
     Key("coco", (bool, type(None)), None, f"also COCO's numbers; None: when there are at most {_CHEAP:,} detections"),
     Key("json", (str,), None, "also write the figures to this path"),
