@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from yolo_os._version import __version__
+from yolo_os.errors import what_is_missing
 
 if TYPE_CHECKING:
     from yolo_os.errors import UserError as UserError
@@ -36,7 +37,11 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'yolo_os' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"yolo_os.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"yolo_os.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        said = what_is_missing(error, f"yolo_os.{name}")
+        raise ImportError(said) if said else error from None
 
 
 def __dir__() -> list[str]:

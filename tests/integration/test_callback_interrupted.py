@@ -184,10 +184,12 @@ def test_a_step_that_the_scaler_skips_leaves_the_shift_to_the_next(train, monkey
     assert batches == [1, 1, 1]
 
 
-def test_a_compiled_model_shifts_as_one_that_is_not(train, monkeypatch):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_shifts_as_one_that_is_not(backend, train, monkeypatch):
+    """By `inductor`, which `compile=True` takes, compiling takes minutes on two cores, and wants a C++ compiler."""
     monkeypatch.setattr(
         "ultralytics.engine.trainer.attempt_compile",
-        lambda model, mode, **_: torch.compile(model, backend="eager") if mode else model,
+        lambda model, mode, **_: torch.compile(model, backend=backend) if mode else model,
     )
     models = {"start": [], "end": []}
 

@@ -74,7 +74,8 @@ DAMAGE = {
     "names with a gap": (lambda c: put(c["model"], names={0: "a", 7: "b"}), "not numbered from 0"),
     "names by name": (lambda c: put(c["model"], names={"a": "b"}), "not by number"),
     "yaml of text": (lambda c: put(c["model"], yaml="x"), "the architecture is no dictionary"),
-    "no weights": (lambda c: c.update(model=nn.Sequential(nn.SiLU())), "its model has no weights"),
+    "no weights": (lambda c: c.update(model=nn.SiLU()), "its model has no weights"),
+    "bare layers": (lambda c: c.update(model=c["model"].model), r"the bare layers .*save\('NAME.pt'\)"),
     "classes of text": (lambda c: put(head(c), nc="x"), "does not run on an image"),
 }
 
@@ -87,6 +88,33 @@ def test_damaged_checkpoints_are_refused_in_a_line(kind, contents, tmp_path):
     with pytest.raises(UserError, match=rf"^model=.*bad\.pt: .*{message}") as error:
         load_checkpoint(tmp_path / "bad.pt")
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+WHOLES = {
+    "a bare model": (lambda model: model, r"a bare DetectionModel was saved .*save\('NAME.pt'\)"),
+    "a state_dict": (lambda model: model.state_dict(), r"a bare state_dict was saved.*save\('NAME.pt'\)"),
+    "a list": (lambda model: [1], r"holds no model.*this is a list"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLES)
+def test_what_is_saved_instead_of_a_checkpoint_is_called_so(kind, contents, tmp_path):
+    make, message = WHOLES[kind]
+    torch.save(make(contents["model"]), tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path / "bad.pt")
+
+
+def test_a_bare_model_is_called_so_where_it_is_trusted_too(contents, tmp_path):
+    torch.save(contents["model"], tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=r"the bare layers of a model were saved.*save\('NAME.pt'\)"):
+        load_checkpoint(tmp_path / "bad.pt", trust=True)
+
+
+def test_weights_under_another_ending_are_called_so(contents, tmp_path):
+    torch.save(contents["model"].state_dict(), tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"a \.pth file mostly holds weights without their model"):
+        load_checkpoint(tmp_path / "bad.pth")
 
 
 def test_a_record_that_claims_more_than_is_stored_is_not_read_past_its_end(contents, tmp_path):

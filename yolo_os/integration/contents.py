@@ -14,6 +14,7 @@ from yolo_os.errors import UserError
 from yolo_os.integration.layers import check_architecture
 from yolo_os.integration.unpickle import Damaged, Refused, is_foreign, names_in, read_archive
 
+_SAVE = "save it with the save() of its YOLO object, YOLO(...).save('NAME.pt'), or take the best.pt of its training"
 RECORD = "yolo_os"  # the checkpoint's key for the list of shifts made to it
 
 
@@ -71,7 +72,7 @@ def find_checkpoint(path: str | Path, key: str = "model") -> Path:
     if folder:
         raise UserError(f"{key}={path}: it is a folder; give the checkpoint's file")
     if file.suffix != ".pt":
-        raise UserError(f"{key}={path}: takes a .pt checkpoint; exported formats hold no weights that can be shifted")
+        raise UserError(f"{key}={path}: takes a .pt checkpoint; {_why_not_taken(file.suffix)}")
     return file.absolute()
 
 
@@ -82,15 +83,27 @@ def model_in(contents: Mapping[str, Any]) -> nn.Module:
     return held
 
 
+def _why_not_taken(suffix: str) -> str:
+    if suffix in (".pth", ".ckpt", ".bin", ".safetensors", ".pkl"):
+        return f"a {suffix} file mostly holds weights without their model: {_SAVE}"
+    return "exported formats hold no weights that can be shifted"
+
+
 def check_contents(contents: object, trust: bool = False) -> None:
     """Refuse contents that are no checkpoint of a model, or whose parts are not what they are called.
 
     Raises:
         UserError: naming the part.
     """
-    nothing = "no Ultralytics checkpoint: it holds no model (a bare state_dict is not enough)"
+    nothing = f"it holds no model, as an Ultralytics checkpoint does: {_SAVE}"
+    if isinstance(contents, nn.Module):
+        raise UserError(f"a bare {type(contents).__name__} was saved (torch.save of a model): {_SAVE}")
+    if isinstance(contents, Mapping) and contents and all(isinstance(each, torch.Tensor) for each in contents.values()):
+        raise UserError(f"a bare state_dict was saved, weights without their model: {_SAVE}")
     if not isinstance(contents, dict):
-        raise UserError(f"{nothing}, but a {type(contents).__name__}")
+        raise UserError(f"{nothing}, and this is a {type(contents).__name__}")
+    if type(contents.get("model")) is nn.Sequential:  # so Ultralytics reads a bare model, its class names gone
+        raise UserError(f"the bare layers of a model were saved (torch.save of it): {_SAVE}")
     for name in ("ema", "model"):
         if contents.get(name) is not None and not isinstance(contents[name], nn.Module):
             raise UserError(f"{nothing}; its '{name}' is a {type(contents[name]).__name__}")
