@@ -13,7 +13,7 @@ A population is drawn anew for each image set: images that are harder or more cl
 - better: the second finds more.
 
 Printed are the coverage of the 95 % intervals of one detector, of those of the difference, and, where the truth is 0,
-how often p <= 0.05 (the type-I error), for each class and for the mean over classes.
+how often p <= 0.05 (the type-I error), for each class and for the means over classes.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ POPULATIONS = (
         for level, skill, clutter in (("good", 1.0, 0.3), ("near perfect", 2.5, 0.05), ("poor", 0.0, 1.0))
         for name, noise in (("near-identical", 0.03), ("alike", 0.5), ("independent", None))
     ),
+    Population("alike, very poor", -1.0, 0.3, 0.5),
     Population("unlike, good", 1.0, 0.3, None, lead=0.5, alarms=4.4, equal="mean"),
     Population("better, good", 1.0, 0.3, 0.5, lead=0.5, equal="no"),
     Population("far better", 0.0, 0.3, None, lead=2.5, equal="no"),
@@ -100,17 +101,18 @@ def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def truth(kind: Population, images: int = 200_000) -> tuple[np.ndarray, np.ndarray]:
-    """Each detector's AP of the classes, and their mean last; where both are alike, of both together."""
-    first, second = (np.append(each.ap, each.map) for each in draw(np.random.default_rng(0), images, kind))
+    """Each detector's AP of the classes, mAP10 and mAP07; where both are alike, of both together."""
+    results = draw(np.random.default_rng(0), images, kind)
+    first, second = (np.array([*each.ap, each.map, each.map07]) for each in results)
     if kind.equal == "classes":
         first = second = (first + second) / 2
     elif kind.equal == "mean":
-        first[-1] = second[-1] = (first[-1] + second[-1]) / 2
+        first[CLASSES] = second[CLASSES] = (first[CLASSES] + second[CLASSES]) / 2
     return first, second
 
 
 def study(kind: Population, sets: int, images: int, replicates: int, seed: int = 1) -> dict[str, np.ndarray]:
-    """Shares of the image sets, for each class and for the mean, nan where there is none.
+    """Shares of the image sets, for each class, mAP10 and mAP07, nan where there is none.
 
     Returns:
         "single", "difference": intervals that hold the truth; "error": p <= 0.05 where the truth is 0.
@@ -122,12 +124,14 @@ def study(kind: Population, sets: int, images: int, replicates: int, seed: int =
         first, second = draw(random, images, kind)
         bars = bootstrap(first, replicates=replicates, seed=number)
         gain = bootstrap(first, second, replicates=replicates, seed=number)
-        held["single"].append(_holds([*bars.ap, bars.map], true))
-        held["difference"].append(_holds([*gain.ap, gain.map], other - true))
-        held["error"].append([np.nan if np.isnan(each.p) else each.p <= 0.05 for each in (*gain.ap, gain.map)])
+        held["single"].append(_holds([*bars.ap, bars.map, bars.map07], true))
+        held["difference"].append(_holds([*gain.ap, gain.map, gain.map07], other - true))
+        held["error"].append(
+            [np.nan if np.isnan(each.p) else each.p <= 0.05 for each in (*gain.ap, gain.map, gain.map07)]
+        )
     shares = {name: np.nanmean(rows, axis=0) for name, rows in held.items()}
     if kind.equal != "classes":
-        shares["error"][: CLASSES if kind.equal == "mean" else None] = np.nan
+        shares["error"][np.arange(CLASSES + 2) != (CLASSES if kind.equal == "mean" else -1)] = np.nan
     return shares
 
 
@@ -148,7 +152,7 @@ def main() -> None:
     print(f"{options['sets']} sets of {options['images']} images, {options['replicates']} replicates; shares in %\n")
     titles = [f"{boxes * options['images'] / 200:.0f} boxes" for boxes in BOXES]
     head = "".join(f"{title:>11}" for title in titles)
-    print(f"{'population':<30}{'':<12}{head}{'mean':>11}")
+    print(f"{'population':<30}{'':<12}{head}{'mAP10':>11}{'mAP07':>11}")
     for kind in POPULATIONS:
         shares = study(kind, **options)
         for name, row in shares.items():

@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from yolo_os.evaluation.bootstrap import Bootstrap, Difference, bootstrap
+from yolo_os.evaluation.coco import coco_bootstrap
 from yolo_os.evaluation.detection_files import comp4
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.intervals import p_text
 from yolo_os.evaluation.voc import VOCResult, mean_defined, none_if_nan
 from yolo_os.files import file_name
+from yolo_os.modes.val_coco import (
+    Coco,
+    Parts,
+    coco_bars,
+    coco_facts,
+    coco_line,
+    errors_change,
+    errors_table,
+    report_parts,
+)
 from yolo_os.plots.evaluation import plot_curves, plot_differences
 from yolo_os.terminal import in_table
 
@@ -26,48 +37,73 @@ class Run:
     came_as_comp4: bool
     detections: Detections
     result: VOCResult
-    coco: dict[str, float] | None
+    coco: Coco | None
     ultralytics_map50: float | None
 
 
-def report_one(run: Run, replicates: int, options: dict[str, Any]) -> dict[str, Any]:
+def report_one(run: Run, replicates: int, parts: Parts, options: dict[str, Any]) -> dict[str, Any]:
     """Print the figures of one detector; returns what goes into the JSON file."""
     content = run.result.to_dict() | _facts(run)
+    settings = {"replicates": replicates, "seed": options["seed"], "min_boxes": options["min_boxes"]}
     if replicates:
-        bars = bootstrap(run.result, replicates=replicates, seed=options["seed"], min_boxes=options["min_boxes"])
+        bars = bootstrap(run.result, **settings)
         print(f"\n{_table_with_bars(run.result, bars)}")
         print(f"95% intervals from {bars.replicates} bootstrap replicates of the {bars.images} images")
         content["bootstrap"] = _named(bars, run.result.names)
     else:
         print(f"\n{run.result}")
     _print_remarks([run], options["min_boxes"])
-    print(_coco_line(run))
+    print(coco_line(run.coco))
+    if replicates and run.coco:
+        drawn = coco_bootstrap(run.coco.result, **settings)
+        content["bootstrap"]["coco"] = coco_bars(drawn, run.result.names)
+        print("\n".join(f"  {name:<5} {each.mean}" for name, each in drawn.items()))
+    _print_parts([run], parts, settings, content)
     return content
 
 
-def report_several(runs: Sequence[Run], replicates: int, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+def report_several(
+    runs: Sequence[Run], replicates: int, parts: Parts, options: dict[str, Any], folder: Path
+) -> dict[str, Any]:
     """Print detectors side by side, and the gain of each over the first; returns what goes into the JSON file."""
     first = runs[0]
     print(f"\n{_side_by_side(runs, options['min_boxes'])}")
     _print_remarks(runs, options["min_boxes"])
     for run in runs:
-        print(f"{run.name}: {_coco_line(run)}")
+        print(f"{run.name}: {coco_line(run.coco)}")
     content: dict[str, Any] = {"detectors": {run.name: run.result.to_dict() | _facts(run) for run in runs}}
     content["gains"] = {}
-    bar = {"replicates": replicates, "seed": options["seed"], "min_boxes": options["min_boxes"]}
+    settings = {"replicates": replicates, "seed": options["seed"], "min_boxes": options["min_boxes"]}
     for run in runs[1:] if replicates else []:
-        gain = bootstrap(first.result, run.result, **bar)
+        gain = bootstrap(first.result, run.result, **settings)
         print(f"\ngain of {run.name} over {first.name} on the same {gain.images} images, 95% paired intervals")
         print(f"  mAP07 {gain.map07}\n  mAP10 {gain.map}")
         if first.result.few(gain.min_boxes):
             print(f"  mAP10 {gain.many}, of the {_enough(first.result, gain.min_boxes)}")
+        entry = {"over": first.name} | _named(gain, first.result.names)
+        if first.coco and run.coco:
+            coco_gain = coco_bootstrap(first.coco.result, run.coco.result, **settings)
+            print("\n".join(f"  COCO's {name} {each.mean}" for name, each in coco_gain.items()))
+            entry["coco"] = coco_bars(coco_gain, first.result.names)
+            if errors := errors_change(first.coco, run.coco):
+                entry["errors"] = errors
         print(f"  {_sure_classes(first.result, gain)}")
-        content["gains"][run.name] = {"over": first.name} | _named(gain, first.result.names)
+        content["gains"][run.name] = entry
         if options["plots"]:
             title = f"{run.name} against {first.name}"
             plot_differences(first.result.names, gain, title, folder / f"{_label(run)}_gain.png")
+    _print_parts(runs, parts, settings, content)
     print()
     return content
+
+
+def _print_parts(runs: Sequence[Run], parts: Parts, settings: dict[str, int], content: dict[str, Any]) -> None:
+    """Kinds of errors, and parts of the image set."""
+    if table := errors_table([run.name for run in runs], [run.coco.errors if run.coco else None for run in runs]):
+        print(f"\n{table}")
+    text, content["slices"] = report_parts([run.name for run in runs], parts, **settings)
+    if text:
+        print(f"\n{text}")
 
 
 def not_yolo_val(runs: Sequence[Run]) -> str:
@@ -102,7 +138,7 @@ def _facts(run: Run) -> dict[str, Any]:
     """What the JSON file says besides the figures."""
     facts: dict[str, Any] = {"detections": len(run.detections.score), "left_out": run.detections.dropped}
     if run.coco:
-        facts["coco_without_difficult"] = {name: none_if_nan(value) for name, value in run.coco.items()}
+        facts |= coco_facts(run.coco)
     if run.ultralytics_map50 is not None:
         facts["yolo_val_map50"] = none_if_nan(run.ultralytics_map50)
     return facts
@@ -194,11 +230,3 @@ def _side_by_side(runs: Sequence[Run], min_boxes: int) -> str:
 
 def _figure(value: float) -> str:
     return f"{value:.4f}" if value == value else "-"
-
-
-def _coco_line(run: Run) -> str:
-    if run.coco is None:
-        return f"COCO's numbers: skipped for {len(run.detections.score):,} detections; coco=True computes them"
-    return "COCO's numbers, without difficult objects: " + ", ".join(
-        f"{name} {run.coco[name]:.4f}" for name in ("AP", "AP50", "AP75", "AR 100")
-    )
