@@ -27,6 +27,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation import arrays
 from yolo_os.evaluation.arrays import Floats, Integers
 from yolo_os.evaluation.matching import Matches, match
+from yolo_os.evaluation.names import some
 from yolo_os.terminal import in_table
 
 # The eleven recalls as two languages compute them. MATLAB's 0:0.1:1 counts its second half down from 1, so it has
@@ -85,12 +86,33 @@ class VOCResult:
         return mean_defined(self.ap07)
 
     @property
+    def unfound(self) -> tuple[str, ...]:
+        """Classes that have boxes to be found and no detection that counts: their AP of 0 is in the mean."""
+        detected = np.bincount(self.matches.det_class, minlength=len(self.npos)) > 0
+        return tuple(self.names[index] for index in np.flatnonzero((self.npos > 0) & ~detected))
+
+    def few(self, min_boxes: int) -> tuple[str, ...]:
+        """Classes with fewer boxes than that, and at least one: one box more or less moves their AP far."""
+        return tuple(self.names[index] for index in np.flatnonzero((self.npos > 0) & (self.npos < min_boxes)))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The classes' names, or their numbers as text."""
         return self.classes or tuple(str(index) for index in range(len(self.ap)))
 
-    def curve(self, class_index: int) -> PRCurve:
-        """Precision and recall of one class; recall is nan where the class has no box to be found."""
+    def curve(self, class_index: int | str) -> PRCurve:
+        """Precision and recall of one class, by index or name; recall is nan where it has no box to be found.
+
+        Raises:
+            UserError: for a class that there is not.
+        """
+        if isinstance(class_index, str):
+            if class_index not in self.names:
+                raise UserError(f"no class is called '{class_index}': the classes are {some(self.names, 100)}")
+            class_index = self.names.index(class_index)
+        if not -len(self.ap) <= class_index < len(self.ap):
+            raise UserError(f"there is no class {class_index}: classes run from 0 to {len(self.ap) - 1}")
+        class_index %= len(self.ap)
         here = self.matches.of_class(class_index)
         found = np.cumsum(self.matches.det_true[here])
         positives = self.npos[class_index]
