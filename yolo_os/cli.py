@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from types import ModuleType
 
 from yolo_os._version import __version__
-from yolo_os.errors import UserError
+from yolo_os.errors import UserError, what_is_missing
 from yolo_os.files import FULL
 from yolo_os.settings import parse_pairs
 from yolo_os.terminal import plain_streams, shown
@@ -27,6 +27,7 @@ ENVIRONMENT = {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOI
 # more than its KEYS has parse(words) as well, and a NOTE on what that is.
 MODES = {
     "train": "fine-tune as `yolo train` does, with shifts during the training and at its end",
+    "compare": "trainings against each other, over seeds, with intervals: does a change help on your data?",
     "inspect": "the prediction layers of a model, and whether a shift can do anything to them",
     "shift": "move a trained detector's prediction layers to the least norm, and report what that did",
     "trace": "how flat the training loss is around models: the trace of its Hessian, with error bars",
@@ -85,8 +86,12 @@ def _dispatch(words: list[str]) -> int:
     if {"--help", "-h", "help"} & set(words[1:]):
         print(_help(words[:1]))
         return 0
-    options = module.parse(words[1:]) if hasattr(module, "parse") else parse_pairs(words[1:], module.KEYS)
-    code: int = module.run(options)
+    try:
+        options = module.parse(words[1:]) if hasattr(module, "parse") else parse_pairs(words[1:], module.KEYS)
+        code: int = module.run(options)
+    except ModuleNotFoundError as error:
+        said = what_is_missing(error, f"yolo-os {words[0]}")
+        raise UserError(said) if said else error from None
     return code
 
 

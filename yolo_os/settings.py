@@ -90,7 +90,7 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
     """
     known = {key.name: key for key in keys}
     given: dict[str, Any] = {}
-    for word in _join_spaced(words):
+    for word in join_spaced(words):
         name, equals, text = (part.strip() for part in word.partition("="))
         name = name.removeprefix("--")
         reject_unknown([name], known)
@@ -144,7 +144,7 @@ def listed(value: Any) -> list[str]:
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def _join_spaced(words: Sequence[str]) -> list[str]:
+def join_spaced(words: Sequence[str]) -> list[str]:
     """`a = b`, `a= b` and `a =b` as `a=b`, which is what a person means; a trailing comma is dropped."""
     joined: list[str] = []
     for word in words:

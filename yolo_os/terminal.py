@@ -67,3 +67,31 @@ class _Plain:
 
 def _spelled(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
+
+
+@contextmanager
+def kept_output() -> Iterator[list[str]]:
+    """What goes to standard output during a block, which is printed all the same."""
+    before = sys.stdout
+    parts: list[str] = []
+    sys.stdout = _Kept(before, parts)
+    try:
+        yield parts
+    finally:
+        sys.stdout = before
+
+
+class _Kept:
+    """A stream that also keeps what is written to it."""
+
+    def __init__(self, stream: Any, parts: list[str]) -> None:
+        self._stream, self._parts = stream, parts
+
+    def write(self, text: str) -> int:
+        """Write a text, and keep it."""
+        self._parts.append(text)
+        written: int = self._stream.write(text)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -27,7 +27,7 @@ from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import check_channels, class_names_of, describe, task_of
 from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import quiet, unhurried
+from yolo_os.integration.runtime import as_one_process, quiet, unhurried
 from yolo_os.loss import LossMean, training_loss
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
@@ -167,6 +167,7 @@ class Validation:
             tempfile.TemporaryDirectory() as scratch,
             quiet(),
             unhurried(),
+            as_one_process(),
             guarded(),
             eval_mode(model),
             measure as measured,

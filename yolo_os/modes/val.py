@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, discard_folder, run_folder, write_text
+from yolo_os.files import (
+    RUN_KEYS,
+    as_path,
+    check_folder,
+    check_outputs,
+    discard_folder,
+    is_file,
+    run_folder,
+    write_text,
+)
+from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
+from yolo_os.terminal import kept_output
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Annotations
@@ -21,7 +34,7 @@ if TYPE_CHECKING:
 
 _CHEAP = 30_000  # detections that pycocotools scores in a few seconds
 _REPLICATES = 1000
-_INPUTS = ("model", "detections", "data", "devkit", "classes")
+_INPUTS = ("model", "detections", "data", "devkit", "classes", "images")
 
 KEYS = (
     Key("model", (str, list, type(None)), None, "checkpoint to run; several with commas are compared with the first"),
@@ -29,13 +42,20 @@ KEYS = (
         "detections",
         (str, list, type(None)),
         None,
-        "instead of a model: folder of comp4_det_test_CLASS.txt files, or a COCO result file; several with commas",
+        "instead of a model: folder of comp4_det_test_CLASS.txt files, COCO result file, or folder of YOLO's text files"
+        " with confidences; several with commas",
     ),
-    Key("data", (str, type(None)), None, "data set YAML whose VOCdevkit can be found, or a VOCdevkit folder"),
+    Key(
+        "data",
+        (str, type(None)),
+        None,
+        "ground truth: a data.yaml, a VOCdevkit, COCO's JSON of annotations, or a folder of VOC XML files",
+    ),
     *DEVKIT_KEYS,
-    Key("split", (str,), "test", "image set"),
+    Key("images", (str, type(None)), None, "with COCO's JSON or XML files: folder of the images, if not beside them"),
+    Key("split", (str,), "test", "split of the ground truth; COCO's JSON is one split"),
     Key("iou", (float,), 0.5, "least IoU of a match (that of the suppression of overlaps is nms_iou)"),
-    Key("pixel_offset", (float,), 1.0, "1 where boxes are inclusive pixels, as VOC's; 0 where they are continuous"),
+    Key("pixel_offset", (float,), 1.0, "of VOC XML: 1 where boxes are inclusive pixels, 0 where they are continuous"),
     Key("recall_points", (str,), "numpy", "the eleven recalls of AP07", choices=("numpy", "matlab")),
     Key("strict", (bool,), True, "refuse unknown images and classes; False: leave them out and count them"),
     Key(
@@ -61,7 +81,8 @@ KEYS = (
 )
 EXAMPLES = (
     "yolo-os val model=best.pt data=VOCdevkit",
-    "yolo-os val model=a.pt,b.pt data=datasets/voc2007/data.yaml",
+    "yolo-os val model=a.pt,b.pt data=my.yaml split=val",
+    "yolo-os val detections=predictions.json data=annotations/instances_val.json",
     "yolo-os val detections=results/Main devkit=VOCdevkit year=2007 split=test",
     "yolo-os val detections=predictions.json devkit=VOCdevkit bootstrap=1000 json=figures.json",
 )
@@ -69,6 +90,12 @@ EXAMPLES = (
 
 def run(options: dict[str, Any]) -> int:
     """Evaluate as the keys say; the exit code."""
+    with kept_output() as printed:
+        return _run(options, printed)
+
+
+def _run(options: dict[str, Any], printed: list[str]) -> int:
+    """The run itself; what it has printed so far is kept beside its figures."""
     from yolo_os.modes.val_report import leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
@@ -97,6 +124,8 @@ def run(options: dict[str, Any]) -> int:
         content = report_several(runs, replicates, options, folder)
     print(not_yolo_val(runs))
     leave_files(runs, folder, options)
+    content["made"] = _made(options, sources, models, annotations)
+    write_text(folder / "val.log", f"{content['made']['command']}\n\n{''.join(printed)}")
     text = json.dumps(content, indent=2) + "\n"
     write_text(folder / "voc.json", text)
     if options["json"]:
@@ -135,41 +164,56 @@ def _load_models(sources: dict[str, str], options: dict[str, Any]) -> dict[str, 
 
 
 def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Annotations:
-    """The annotations; those of a devkit with its classes in the order of the first model."""
-    from yolo_os.evaluation.readers import devkit, read_annotations
+    """The annotations; with the classes in the order of the first model where the format leaves that open."""
+    from yolo_os.evaluation.readers import data_yaml, devkit, reader_of
 
     if (options["devkit"] is None) == (options["data"] is None):
         raise UserError(
-            "give the ground truth once: devkit=... (a VOCdevkit folder) or data=... (that, or a data.yaml)"
+            "give the ground truth once: devkit=... (a VOCdevkit folder) or data=... (that, a data.yaml, COCO's JSON,"
+            " or a folder of VOC XML files)"
         )
-    chosen = options["split"], options["year"], options["classes"]
-    if options["devkit"] is None and not devkit.recognises(options["data"]):
-        return read_annotations(options["data"], *chosen)
-    kit = options["data"] if options["devkit"] is None else options["devkit"]
-    annotations = devkit.read(kit, *chosen)
-    if models and options["classes"] is None:
-        from yolo_os.integration.data import class_names_of, class_order
+    source = options["data"] if options["devkit"] is None else options["devkit"]
+    reader = devkit if options["devkit"] is not None else reader_of(source)
+    reading = {key: options[key] for key in ("split", "year", "classes", "images")}
+    annotations = reader.read(source, **reading)
+    if not models or options["classes"] is not None or reader is data_yaml:
+        return annotations
+    from yolo_os.integration.data import class_names_of, class_order
 
-        order = class_order(annotations.classes, class_names_of(next(iter(models.values())).model))
-        return devkit.read(kit, options["split"], options["year"], order)
-    return annotations
+    order = class_order(annotations.classes, class_names_of(next(iter(models.values())).model))
+    return annotations.in_order(order) if len(order) == len(annotations.classes) else annotations
 
 
 def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]) -> Detected:
-    """Run a model over the images; of a devkit, as a data set with the classes in this model's order."""
-    from yolo_os.evaluation.readers.devkit import recognises as is_devkit
+    """Run a model over the images; unless it is of a data.yaml as a data set with the classes in this model's order."""
+    from yolo_os.evaluation.readers import data_yaml, devkit, reader_of
     from yolo_os.integration.data import class_names_of, class_order, devkit_dataset
+
+    names, classes = class_names_of(model.model), list(annotations.classes)
+    source = options["data"] if options["devkit"] is None else options["devkit"]
+    reader = devkit if options["devkit"] is not None else reader_of(source)
+    if reader is data_yaml:
+        return _over(model, source, classes, options)
+    order = class_order(classes, names)
+    if reader is devkit:
+        made = devkit_dataset(source, names, year=options["year"], classes=classes)
+        return _over(model, made, order, options)
+    from yolo_os.conversion.dataset import dataset_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = dataset_of(annotations.in_order(order), Path(folder), options["split"])
+        return _over(model, made, order, options)
+
+
+def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any]) -> Detected:
+    """Run a model over a split of a data set with these classes."""
+    from yolo_os.integration.data import class_names_of
     from yolo_os.integration.detect import detect
 
-    names, data, classes = class_names_of(model.model), options["data"], list(annotations.classes)
-    if data is None or is_devkit(data):
-        kit = options["devkit"] if data is None else data
-        data = devkit_dataset(kit, names, year=options["year"], classes=classes)
-        classes = class_order(classes, names)
     named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
     found = detect(model.model, data, imgsz=options["imgsz"] or model.imgsz, iou=options["nms_iou"], **named)
     # What `yolo val` calls its mAP50 is of these classes only if the data number them as the model does.
-    return found if classes == names else replace(found, ultralytics_map50=None)
+    return found if list(classes) == class_names_of(model.model) else replace(found, ultralytics_map50=None)
 
 
 def _settled(annotations: Annotations, found: dict[str, Detected]) -> Annotations:
@@ -184,14 +228,14 @@ def _settled(annotations: Annotations, found: dict[str, Detected]) -> Annotation
 
 
 def _evaluate(name: str, source: str, annotations: Annotations, found: Detected | None, options: dict[str, Any]) -> Run:
-    from yolo_os.evaluation.detection_files import read_detections
+    from yolo_os.evaluation.detection_files import comp4, format_of, read_detections
     from yolo_os.evaluation.detections import evaluate_detections, from_boxes, suspect_offset
     from yolo_os.modes.val_report import Run
 
-    offset = options["pixel_offset"]
+    offset = 1.0 if annotations.continuous else options["pixel_offset"]  # those have become inclusive pixels
     if found is None:
-        reading = {key: options[key] for key in ("split", "strict", "pixel_offset", "first_category")}
-        detections = read_detections(source, annotations, **reading)
+        reading = {key: options[key] for key in ("split", "strict", "first_category")}
+        detections = read_detections(source, annotations, pixel_offset=offset, **reading)
         if offset == 1 and (suspicion := suspect_offset(annotations, detections)):
             print(f"warning: {source}: {suspicion}", file=sys.stderr)
     else:
@@ -207,8 +251,23 @@ def _evaluate(name: str, source: str, annotations: Annotations, found: Detected 
         from yolo_os.evaluation.coco import coco_numbers
 
         coco = coco_numbers(annotations, detections, offset)
-    came_as_comp4 = found is None and Path(source).is_dir()
+    came_as_comp4 = found is None and format_of(source) is comp4
     return Run(name, came_as_comp4, detections, result, coco, None if found is None else found.ultralytics_map50)
+
+
+def _made(
+    options: dict[str, Any], sources: dict[str, str], models: dict[str, Checkpoint], annotations: Annotations
+) -> dict[str, Any]:
+    """Where the figures come from."""
+    truth = "data" if options["devkit"] is None else "devkit"
+    read = {"model" if models else "detections": sources}
+    if is_file(as_path(str(options[truth]))):
+        read[truth] = {truth: options[truth]}
+    made = provenance("val", options, KEYS, read)
+    where = [{"folder": str(root), "split": split} for root, split in zip(annotations.roots, annotations.sets)]
+    made["ground_truth"] = {"path": options[truth], "read": where, "images": len(annotations.images)}
+    made["imgsz"] = {name: options["imgsz"] or model.imgsz for name, model in models.items()}
+    return made
 
 
 def _print_ground_truth(annotations: Annotations) -> None:

@@ -293,7 +293,7 @@ def test_all_layers_move_towards_another_file_and_are_written_in_kind(tmp_path):
     Weights(line.tensors, new.precision).write_(line.values(0.25))
     save_shifted(new, new.model, shift_record(new, new.model, {"method": "toward"}, "0.1.0"), tmp_path / "out.pt")
     ends = [load_checkpoint(tmp_path / name).model.state_dict() for name in ("new.pt", "old.pt", "out.pt")]
-    for name, (start, end, found) in {key: [each[key] for each in ends] for key in ends[0]}.items():
+    for start, end, found in ([each[key] for each in ends] for key in ends[0]):
         if start.is_floating_point():
             torch.testing.assert_close(found, end + 0.25 * (start - end), rtol=2e-3, atol=2e-3)
     load_as_the_repository_does(tmp_path / "out.pt")
