@@ -93,6 +93,8 @@ def test_val_compares(kit, good, poor, in_tmp, capsys):
     assert gain["ap"]["dog"]["value"] == 1.0
     assert (in_tmp / "runs/val/exp/good_gain.png").stat().st_size > 1000
     assert (in_tmp / "runs/val/exp/poor_pr_curves.png").exists()
+    assert (in_tmp / "runs/val/exp/pr_curves.png").stat().st_size > 1000
+    assert (in_tmp / "runs/val/exp/good_images.png").stat().st_size > 1000
 
 
 def test_val_goes_on_without_what_is_broken_and_its_exit_code_says_so(kit, good, in_tmp, capsys):

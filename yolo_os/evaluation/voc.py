@@ -15,6 +15,7 @@ Everything is float64 and vectorised; 300,000 detections take well under a secon
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,7 @@ def evaluate_voc(
     *,
     images: ArrayLike | None = None,
     classes: tuple[str, ...] = (),
+    warn: bool = True,
 ) -> VOCResult:
     """PASCAL VOC average precision, by the development kit's own rules (`VOCevaldet.m`, `VOCap.m`).
 
@@ -191,6 +193,7 @@ def evaluate_voc(
         images: all images of the set; when given, an image that is not among them is refused. `bootstrap` draws from
             them, so give them if some images have neither a box nor a detection.
         classes: names for the table, or none.
+        warn: with pixel_offset=1, whether to warn (`UserWarning`) of boxes that look counted from 0.
 
     Raises:
         UserError: for arrays of the wrong shape or of unequal lengths, a class out of range, a box or score that is
@@ -216,6 +219,9 @@ def evaluate_voc(
         None if images is None else np.asarray(images),
     )
 
+    if warn and pixel_offset == 1:
+        for name, given in (("gt_box", boxes), ("det_box", found_boxes)):
+            _warn_of_base(name, given)
     matches = match(
         num_classes,
         image_ids,
@@ -226,6 +232,19 @@ def evaluate_voc(
     )
     ap, ap07 = average_precisions(matches, RECALL_POINTS[recall_points])
     return VOCResult(ap, ap07, matches.npos, matches, recall_points, tuple(classes))
+
+
+def _warn_of_base(name: str, box: Floats) -> None:
+    """Boxes of images reach their edges: many that start at exactly 0 and next to none at 1 were counted from 0."""
+    zero, one = (int((box[:, :2] == edge).any(axis=1).sum()) for edge in (0, 1))
+    if zero >= 5 and zero > 4 * one:
+        warnings.warn(
+            f"{name} looks counted from 0: {zero} boxes start at exactly 0 and {one} at 1, while pixel_offset=1 takes"
+            " boxes as 1-based and inclusive; add 1 to all four numbers if they are inclusive pixels, or give"
+            " pixel_offset=0 if all boxes are continuous",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def average_precisions(matches: Matches, recall_points: Floats) -> tuple[Floats, Floats]:

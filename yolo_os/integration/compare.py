@@ -156,6 +156,7 @@ def _planned(config: Config, folder: Path, model: nn.Module) -> tuple[list[Job],
             "test_split": data.test_split,
             "truth": str(data.truth),
             "trust": config.trust,
+            "trace": config.trace,
         }
     for run in runs_of(jobs):  # only when all of them can be used
         _write_spec(run, plain(specs[run.folder]))

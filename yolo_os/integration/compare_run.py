@@ -34,6 +34,7 @@ from yolo_os.integration.checkpoint import Checkpoint, load_checkpoint, read_con
 from yolo_os.integration.compare_arms import START, attach, callback_of
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import Boxes, Validation
+from yolo_os.integration.flatness import hessian_trace
 from yolo_os.integration.runtime import choose_device
 from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
 from yolo_os.integration.train import train
@@ -173,12 +174,21 @@ def _evaluate(checkpoint: Checkpoint, model: nn.Module, spec: dict[str, Any], fo
     for split in ("train", "val"):
         found = Validation(spec["data_yaml"], model, split=split, **loading).run(model, loss=True)
         losses[split] = found.loss.get("total")
+    trace = _trace(checkpoint, model, spec)
     tested = Validation(spec["test_yaml"], model, split=spec["test_split"], **loading).run(model, loss=True)
     losses["test"] = tested.loss.get("total")
     truth = Truth.load(Path(spec["truth"]))
     _found(tested.boxes, truth).save(folder / FOUND)
     norm = sum(float(layer.matrix.double().square().sum()) for layer in find_head(model).layers)
-    return {"loss": losses, "squared_norm": norm}
+    return {"loss": losses, "squared_norm": norm, "trace": trace}
+
+
+def _trace(checkpoint: Checkpoint, model: nn.Module, spec: dict[str, Any]) -> float | None:
+    """The trace of the Hessian of the training loss on images to learn from; None where it is not asked for."""
+    if not spec["trace"]:
+        return None
+    loading: dict[str, Any] = {"imgsz": checkpoint.imgsz, "batch": _batch(spec), "workers": _loaders(spec)}
+    return float(hessian_trace(model, spec["data_yaml"], layers=spec["trace"], **loading).models[0].trace)
 
 
 def _found(boxes: Boxes, truth: Truth) -> Found:

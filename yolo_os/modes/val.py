@@ -108,7 +108,7 @@ def run(options: dict[str, Any]) -> int:
 
 def _run(options: dict[str, Any], printed: list[str]) -> int:
     """The run itself; what it has printed so far is kept beside its figures."""
-    from yolo_os.modes.val_report import leave_files, not_yolo_val, report_one, report_several
+    from yolo_os.modes.val_report import draw_compared, leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
     check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
@@ -143,6 +143,8 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
         content = report_one(runs[0], replicates, parts, options)
     else:
         content = report_several(runs, replicates, parts, options, folder)
+        if options["plots"]:
+            draw_compared(runs, annotations, folder)
     print(not_yolo_val(runs))
     leave_files(runs, folder, options)
     content["made"] = _made(options, sources, models, annotations)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolo_os.evaluation.bootstrap import Bootstrap, Difference, bootstrap
+import numpy as np
+
+from yolo_os.evaluation.annotations import Annotations
+from yolo_os.evaluation.bootstrap import Bootstrap, Difference, bootstrap, image_changes
 from yolo_os.evaluation.coco import coco_bootstrap
 from yolo_os.evaluation.detection_files import comp4
 from yolo_os.evaluation.detections import Detections
@@ -25,8 +28,11 @@ from yolo_os.modes.val_coco import (
     errors_table,
     report_parts,
 )
-from yolo_os.plots.evaluation import plot_curves, plot_differences
+from yolo_os.plots.contact_sheet import Found, Sheet, plot_contact_sheet
+from yolo_os.plots.evaluation import plot_compared_curves, plot_curves, plot_differences
 from yolo_os.terminal import in_table
+
+_SHEETS = 5  # images on a contact sheet
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def report_several(
         if first.result.few(gain.min_boxes):
             print(f"  mAP10 {gain.many}, of the {_enough(first.result, gain.min_boxes)}")
         entry = {"over": first.name} | _named(gain, first.result.names)
+        coco_gain = None
         if first.coco and run.coco:
             coco_gain = coco_bootstrap(first.coco.result, run.coco.result, **settings)
             print("\n".join(f"  COCO's {name} {each.mean}" for name, each in coco_gain.items()))
@@ -91,7 +98,8 @@ def report_several(
         content["gains"][run.name] = entry
         if options["plots"]:
             title = f"{run.name} against {first.name}"
-            plot_differences(first.result.names, gain, title, folder / f"{_label(run)}_gain.png")
+            npos, coco = first.result.npos.tolist(), coco_gain["AP"] if coco_gain else None
+            plot_differences(first.result.names, gain, title, folder / f"{_label(run)}_gain.png", npos, coco)
     _print_parts(runs, parts, settings, content)
     print()
     return content
@@ -115,6 +123,48 @@ def not_yolo_val(runs: Sequence[Run]) -> str:
         " false, averages 101 recalls, gives a second hit the next free box, and Ultralytics' own VOC labels lie half a"
         " pixel off (docs/evaluation.md)"
     )
+
+
+def draw_compared(runs: Sequence[Run], annotations: Annotations, folder: Path) -> None:
+    """Curves of all detectors in one figure, and the images on which each differs most from the first."""
+    plot_compared_curves({run.name: run.result for run in runs}, folder / "pr_curves.png")
+    first = runs[0]
+    for run in runs[1:]:
+        changes = image_changes(first.result, run.result)
+        most = np.argsort(-np.abs(changes), kind="stable")[:_SHEETS]
+        chosen = [index for index in most.tolist() if changes[index]]
+        if not chosen:
+            continue
+        sheets = [_sheet(annotations, (first, run), index, changes[index]) for index in chosen]
+        title = f"where {run.name} differs most from {first.name}: share of the gain in mAP10"
+        path = folder / f"{_label(run)}_images.png"
+        plot_contact_sheet(sheets, (first.name, run.name), title, path)
+
+
+def _sheet(annotations: Annotations, runs: Sequence[Run], index: int, change: float) -> Sheet:
+    """An image with what each detector finds on it at the score at which its F1 is best."""
+    found = []
+    for run in runs:
+        matches, least = run.result.matches, _best_score(run.result)
+        rows = np.flatnonzero((matches.det_image == index) & (matches.det_score >= least))
+        given = matches.det_row[rows]
+        names = [run.result.names[label] for label in matches.det_class[rows]]
+        texts = tuple(f"{name} {score:.2f}" for name, score in zip(names, matches.det_score[rows]))
+        found.append(Found(run.detections.box[given], texts, matches.det_true[rows]))
+    here = (annotations.image == index) & ~annotations.difficult & ~annotations.crowd
+    size = float(annotations.size[index, 0]), float(annotations.size[index, 1])
+    title = f"{annotations.images[index]}: {change:+.5f}"
+    return Sheet(annotations.image_files[index], title, size, annotations.box[here], tuple(found))
+
+
+def _best_score(result: VOCResult) -> float:
+    """The score from which on detections of all classes together have the best F1."""
+    order = np.argsort(-result.matches.det_score, kind="stable")
+    if not len(order):
+        return 0.0
+    found = np.cumsum(result.matches.det_true[order])
+    f1 = 2 * found / (np.arange(1, len(order) + 1) + result.npos.sum())
+    return float(result.matches.det_score[order[np.argmax(f1)]])
 
 
 def leave_files(runs: Sequence[Run], folder: Path, options: dict[str, Any]) -> None:
