@@ -77,10 +77,16 @@ def compare(
         UserError: for settings or data that can't be used, before anything is trained.
     """
     folder = folder.resolve()
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
-        model = _base(config)
-        jobs, prepared = _planned(config, folder, model)
+        try:
+            model = _base(config)
+            jobs, prepared = _planned(config, folder, model)
+        except UserError:
+            if fresh:
+                shutil.rmtree(folder)
+            raise
         config.save(folder)
         warnings = [warning for each in prepared.values() for warning in each.warnings]
         for warning in warnings:
