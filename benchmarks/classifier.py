@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import time
 from pathlib import Path
@@ -32,7 +33,8 @@ from yolo_os.flatness.estimate import Probed, hutchinson, sketch, student
 from yolo_os.flatness.operator import Hessian, Objective
 from yolo_os.linalg import default_rtol, independent_rows, least_norm, least_norm_from_gram
 
-TRAIN, EPOCHS, BATCH = 500, 200, 50
+TRAIN, BATCH = 500, 50
+EPOCHS = {"mlp": 200, "resnet": 60}
 ARMS = ("os", "sos10", "sos20", "os_train", "sos20_train", "sam", "decay x10", "smoothing")
 
 
@@ -95,7 +97,7 @@ def fit(kind, data, seed, epochs, decay=0.0, smoothing=0.0, rho=0.0, shift=None)
     images, labels = data[:2]
     model = network(kind, seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS, eta_min=0.001)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS[kind], eta_min=0.001)
     generator = torch.Generator().manual_seed(seed)
     done = None
     for epoch in range(epochs):
@@ -119,7 +121,7 @@ def fit(kind, data, seed, epochs, decay=0.0, smoothing=0.0, rho=0.0, shift=None)
                 shift_last_(model[1], model[0](images[some]), exact=False)
         if done is None and accuracy(model, images, labels) == 1:
             done = epoch + 1
-            if epochs > EPOCHS:
+            if epochs > EPOCHS[kind]:
                 break
     return model, done
 
@@ -204,8 +206,8 @@ def cell(kind, decay, past, seed, tolerance):
     """All arms of one network, weight decay, length and seed: figures by arm."""
     data = digits(seed)
     images = data[0]
-    plain, done = fit(kind, data, seed, EPOCHS if past else EPOCHS + 1, decay)
-    epochs = EPOCHS if past else done or EPOCHS
+    plain, done = fit(kind, data, seed, EPOCHS[kind] + (not past), decay)
+    epochs = EPOCHS[kind] if past else done or EPOCHS[kind]
     arms = {"plain": plain}
     with torch.no_grad():
         features = plain.eval()[0](images)
@@ -276,11 +278,14 @@ def main():
     parser.add_argument("--kinds", default="mlp,resnet")
     parser.add_argument("--tolerance", type=float, default=0.02)
     options = parser.parse_args()
-    cells = []
+    cells = json.loads(options.out.read_text()) if options.out.exists() else []  # goes on where it was ended
+    done = {(each["kind"], each["decay"], each["past"], each["seed"]) for each in cells}
     for kind in options.kinds.split(","):
         for decay in (0.0, 5e-4):
             for past in (False, True):
                 for seed in range(options.seeds):
+                    if (kind, decay, past, seed) in done:
+                        continue
                     began = time.perf_counter()
                     found = cell(kind, decay, past, seed, options.tolerance)
                     cells.append({"kind": kind, "decay": decay, "past": past, "seed": seed, **found})

@@ -5,10 +5,12 @@ Every file is made here. Code that runs leaves a marker; every attempt to connec
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pickle
 import shutil
 import socket
+import struct
 import subprocess
 import types
 import zipfile
@@ -72,9 +74,7 @@ def outside(monkeypatch):
         (socket, "create_connection"),
         (socket, "getaddrinfo"),
         (requests.Session, "request"),
-        (subprocess, "run"),
-        (subprocess, "check_output"),
-        (subprocess, "Popen"),
+        (subprocess.Popen, "__init__"),  # the class stays, of which others are made
     ):
         monkeypatch.setattr(owner, name, record(f"{owner.__name__}.{name}"))
     monkeypatch.setattr("ultralytics.utils.checks.ONLINE", True)  # as on a machine that is
@@ -145,6 +145,10 @@ IN_CHECKPOINTS = {
     "a bomb of lists": lambda c, m: {**c, "extra": doubling()},
     "a list that holds itself": lambda c, m: {**c, "extra": itself()},
     "numpy objects": lambda c, m: {**c, "extra": np.array([hostile(m)], dtype=object)},
+    "text for a method": lambda c, m: {**c, "model": with_state(c["model"], parameters="x")},
+    "a number for a method": lambda c, m: {**c, "model": with_state(c["model"], named_modules=5)},
+    "nothing for a method": lambda c, m: {**c, "model": with_state(c["model"], float=None)},
+    "tensors over the same bytes": lambda c, m: {**c, "extra": over_the_same()},
 }
 
 
@@ -155,6 +159,12 @@ def parameter(*arguments):
 def hook(contents, function):
     contents["model"]._forward_hooks[0] = function
     return contents
+
+
+def over_the_same():
+    """Views that together are a thousand times what is stored of them."""
+    numbers = torch.zeros(200_000)
+    return [numbers[start:] for start in range(1000)]
 
 
 def doubling():
@@ -206,6 +216,14 @@ INSTRUCTIONS = {
     "an empty stack": b"\x80\x02R.",
     "nesting": b"\x80\x02" + b"](" * 3000 + b"." + b"e" * 3000 + b".",
     "deep nesting": b"\x80\x02N" + b"\x85" * 100_000 + b".",
+    "a name that nothing is made of": b"\x80\x04\x8c\x0bantigravity\x8c\x01x\x930}.",
+    "a name of several parts for a loss": (
+        b"\x80\x04}\x8c\x01a\x8c\x16ultralytics.utils.loss\x8c\x0ftorch.os.system\x93\x8c\x01x\x85Rs."
+    ),
+    "a call of a loss": b"\x80\x02}U\x01acultralytics.utils.loss\nmake_anchors\n)Rs.",
+    "a list copied over and over": (
+        b"\x80\x04](" + b"K\x01" * 1_000_000 + b"e\x94(" + b"ctorch\nSize\nh\x00\x85R" * 1000 + b"t."
+    ),
     "a tuple of tuples as a key": b"\x80\x02}N" + b"".join(b"2\x86" for _ in range(60)) + b"Ns.",
 }
 
@@ -219,6 +237,62 @@ def test_instructions_of_pickle_that_are_not_let_through(kind, detector, tmp_pat
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "bad.pt")
     assert not outside
+
+
+def before_it(whole, other):
+    """A file that starts as another one and ends as a whole one."""
+    return other + whole
+
+
+def beside_it(whole, other):
+    """Two archives, whose lists are found by where they lie (as Python does), and by where the end says (as torch)."""
+    first, second = (each[:-22] for each in (other, whole))
+    there, here = (struct.unpack("<L", each[-6:-2])[0] for each in (other, whole))
+    entries, at = bytearray(second), here
+    while at < len(entries):
+        offset, lengths = struct.unpack_from("<L", entries, at + 42)[0], struct.unpack_from("<3H", entries, at + 28)
+        struct.pack_into("<L", entries, at + 42, offset + there - here)
+        at += 46 + sum(lengths)
+    return first + bytes(entries) + whole[-22:-6] + struct.pack("<L", there) + bytes(2)
+
+
+@pytest.mark.parametrize("join", [before_it, beside_it])
+def test_a_file_in_which_others_read_other_parts_is_refused(join, detector, tmp_path, marker):
+    """What is read here has to be what `torch.load` reads, or a look at a file says nothing of it."""
+    program = pickle.dumps({"model": hostile(marker)}, 2) + b"." * 1_000_000
+    whole = repacked(detector, tmp_path / "whole.pt", lambda name, data: data).read_bytes()
+    if join is before_it:
+        torch.save({"model": hostile(marker)}, tmp_path / "other.pt", _use_new_zipfile_serialization=False)
+    else:
+        repacked(detector, tmp_path / "other.pt", lambda name, data: program if name == "data.pkl" else data)
+    (tmp_path / "both.pt").write_bytes(join(whole, (tmp_path / "other.pt").read_bytes()))
+    with zipfile.ZipFile(tmp_path / "both.pt") as archive:
+        assert any(archive.read(name) != program for name in archive.namelist() if name.endswith("data.pkl"))
+    with contextlib.suppress(Exception):
+        torch.load(tmp_path / "both.pt", weights_only=False)
+    assert marker.exists()  # what torch reads of it
+    marker.unlink()
+    with pytest.raises(Damaged):
+        read_archive(tmp_path / "both.pt")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "both.pt")
+    assert not marker.exists()
+
+
+def test_parts_are_told_apart_as_torch_does(detector, tmp_path):
+    with zipfile.ZipFile(repacked(detector, tmp_path / "bad.pt", lambda name, data: data), "a") as archive:
+        archive.writestr(archive.namelist()[0].split("/")[0] + "/DATA.PKL", b"N.")
+    with pytest.raises(Damaged, match="two of one name"):
+        read_archive(tmp_path / "bad.pt")
+
+
+def test_a_loss_in_a_checkpoint_is_left_out_whatever_it_is(contents, detector, data, in_tmp):
+    for number, place in enumerate((vars(contents["model"]), contents["model"]._modules)):
+        place["criterion"] = nn.Identity()
+        torch.save(contents, in_tmp / f"{number}.pt")
+        assert main(["inspect", f"model={number}.pt", f"data={data}", "images=4"]) == 0
+        assert not hasattr(read_contents(in_tmp / f"{number}.pt")["model"], "criterion")
+        del place["criterion"]
 
 
 def test_torchscript_is_refused_before_it_is_loaded(tmp_path):
@@ -248,7 +322,7 @@ def test_what_official_checkpoints_hold_is_read(contents, tmp_path):
     read = read_contents(tmp_path / "old.pt")
     assert read["best_fitness"] == 0.5 and read["where"] == Path("a/b") and read["results"].tolist()[1] == [3, 4, 5]
     assert (read["order"], read["some"], read["raw"], read["size"]) == ({"a": 1}, {1, 2}, b"\x00\xff", (1, 2))
-    assert read["model"].criterion is None and read["model"].args.box == 1.0
+    assert not hasattr(read["model"], "criterion") and read["model"].args.box == 1.0
     fused = next(layer for layer in read["model"].modules() if type(layer) is Conv)
     assert fused.forward.__self__ is fused
     for name, weight in model.state_dict().items():

@@ -154,3 +154,22 @@ def test_inspect_adds_the_trace(detector, data, in_tmp, capsys):
     }
     assert main(["inspect", f"model={detector}", "trace=True"]) == 2
     assert "give data=" in capsys.readouterr().err
+
+
+def test_pictures_of_two_models_with_their_data(detector, data, in_tmp, capsys):
+    other = shifted(detector, in_tmp / "b.pt")
+    words = [f"data={data}", "layers=head", "imgsz=64", "images=4"]
+    assert main(["trace", f"model={detector},{other}", *words, "surface=True"]) == 0
+    assert "pictures: line.png, norms.png, surface.png" in capsys.readouterr().out
+    made = json.loads((in_tmp / "runs" / "trace" / "exp" / "landscape.json").read_text())
+    train, held_out = made["line"]["losses"].values()
+    assert list(made["line"]["losses"]) == ["4 images of train", "4 other images of train"]
+    start, end = made["line"]["places"].index(0), made["line"]["places"].index(1)
+    report = hessian_trace([detector, other], str(data), layers="head", imgsz=64, images=4)
+    assert train[start] == pytest.approx(report.models[0].loss, rel=1e-4)
+    surface = made["surface"]["losses"]
+    middle = made["surface"]["across"].index(pytest.approx(0, abs=1e-9))
+    assert train[end] != train[start] and held_out[start] != train[start]
+    assert min(map(min, surface)) == pytest.approx(min(surface[middle]), rel=0.2)
+    assert main(["trace", f"model={detector},{detector}", *words]) == 0
+    assert "no line drawn" in capsys.readouterr().out

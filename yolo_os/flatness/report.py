@@ -166,6 +166,9 @@ class TraceReport:
             )
         for each in self.models:
             more = [f"{_TITLES[name]} {_pm(figure)}" for name, figure in each.figures.items() if name != "trace"]
+            if len(each.layers) > 1:
+                largest = sorted(each.layers.items(), key=lambda pair: -abs(pair[1].value))[:4]
+                more.append(f"largest parts: {', '.join(f'{name} {_pm(part)}' for name, part in largest)}")
             if each.eigenvalue:
                 value = each.eigenvalue
                 more.append(f"largest eigenvalue {_short(value.value)} (residual {_short(value.residual)})")

@@ -16,6 +16,7 @@ from yolo_os.flatness.detector import chosen, detector_objective, labelled_batch
 from yolo_os.flatness.exact import has_closed_form
 from yolo_os.flatness.measure import MEASURES, Notice, Subject, TraceSettings, measure, unnoticed
 from yolo_os.flatness.report import TraceReport
+from yolo_os.flatness.surface import ACROSS, ALONG, LINE, across_line, along_line, over_plane
 from yolo_os.forward import Batch
 from yolo_os.heads import find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, trained_args
@@ -118,6 +119,67 @@ def subject_of(
     norm = sum(float(layer.matrix.double().square().sum()) for layer in head.layers)
     with trained_args(model, bare), detector_objective(bare, batches, parameters) as objective:
         yield Subject(name, objective, closed, norm)
+
+
+def landscape(
+    before: str | Path,
+    after: str | Path,
+    data: str | Path,
+    *,
+    images: int = 32,
+    split: str = "train",
+    imgsz: int | None = None,
+    batch: int = 16,
+    workers: int = 0,
+    device: str | None = None,
+    seed: int = 0,
+    trust: bool = False,
+    surface: bool = True,
+    notice: Notice = unnoticed,
+) -> dict[str, Any]:
+    """The loss along the line through two checkpoints, and over a plane that holds both: plain data for pictures.
+
+    BatchNorm statistics go along the line with the weights. As many more images of the split are held out.
+
+    Args:
+        before, after: checkpoints of one architecture.
+        data, images, split, imgsz, batch, workers, device, seed, trust, notice: as for `hessian_trace`.
+        surface: also the plane, which costs a pass for each of its points.
+
+    Raises:
+        UserError: for checkpoints that differ in shape or not at all, or as `hessian_trace`.
+    """
+    models = [load_checkpoint(each, trust).model for each in (before, after)]
+    model = models[0]
+    if device is not None:
+        model.to(choose_device(device))
+    own, other = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in models)
+    floats = {name: each for name, each in own.items() if each.is_floating_point()}
+    if any(name not in other or other[name].shape != each.shape for name, each in floats.items()):
+        raise UserError(f"{before} and {after} differ in shape, so no line leads from one to the other")
+    changed = {name: each for name, each in floats.items() if not torch.equal(each.cpu(), other[name].cpu())}
+    if not changed:
+        raise UserError(f"{before} and {after} have the same weights: there is no line between them")
+    recipe = ShiftRecipe(images=images, held_out=images, seed=seed)
+    drawn = calibration_batches(model, data, recipe, split=split, imgsz=imgsz, batch=batch, workers=workers)
+    parameters = chosen(model, "all")
+    made: dict[str, Any] = {
+        "before": str(before),
+        "after": str(after),
+        "line": {"places": list(LINE), "losses": {}},
+    }
+    for index, part in enumerate(drawn):
+        if not part.images:
+            continue
+        name = f"{part.images} {'other ' if index else ''}images of {split}"
+        notice(f"line, {name}")
+        with detector_objective(model, labelled_batches(part), parameters) as objective:
+            made["line"]["losses"][name] = along_line(objective, changed, other)
+            if surface and index == 0:
+                direction = across_line(parameters, changed, other, seed)
+                losses = over_plane(objective, changed, other, direction, notice=notice)
+                made["surface"] = {"along": list(ALONG), "across": list(ACROSS), "losses": losses}
+    return made
 
 
 def trace_change(before: nn.Module, after: nn.Module, batches: Iterable[Batch], layers: str | bool) -> TraceChange:

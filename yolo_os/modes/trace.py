@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
-from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, run_folder
+from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, run_folder, write_json
 from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS
 from yolo_os.settings import Key, listed
+
+if TYPE_CHECKING:
+    from yolo_os.flatness.report import TraceReport
 
 KEYS = (
     Key(
@@ -43,6 +47,13 @@ KEYS = (
         "trace",
         "also normalised, gauss_newton, eigenvalue, sharpness; several with commas, or all",
     ),
+    Key(
+        "plots",
+        (bool,),
+        True,
+        "of several models: trace against norm, and the loss along the line through the first two",
+    ),
+    Key("surface", (bool,), False, "also the loss over a plane that holds the first two"),
     Key("json", (str,), None, "also write the figures to this path"),
     *RUN_KEYS,
 )
@@ -89,4 +100,29 @@ def run(options: dict[str, Any]) -> int:
     for path in filter(None, (folder / "report.json", options["json"])):
         report.save(path)
     print(f"{report}\n\nreport: {folder}")
+    if len(models) > 1 and (options["plots"] or options["surface"]):
+        _draw(models, report, folder, options)
     return 0
+
+
+def _draw(models: list[Path], report: TraceReport, folder: Path, options: dict[str, Any]) -> None:
+    """The pictures, with their data as JSON beside them."""
+    from yolo_os.integration.flatness import landscape, trace_bar
+    from yolo_os.plots.flatness import plot_line, plot_norms, plot_surface
+
+    plot_norms([each.to_dict() for each in report.models], folder / "norms.png")
+    names = ("images", "split", "imgsz", "batch", "workers", "device", "seed", "trust", "surface")
+    try:
+        with trace_bar() as notice:
+            made = landscape(
+                models[0], models[1], options["data"], notice=notice, **{name: options[name] for name in names}
+            )
+    except UserError as error:
+        print(f"no line drawn: {error}")
+        return
+    write_json(folder / "landscape.json", made)
+    ends = {name: made[name] for name in ("before", "after")}
+    plot_line({**ends, **made["line"]}, folder / "line.png")
+    if "surface" in made:
+        plot_surface({**ends, **made["surface"]}, folder / "surface.png")
+    print(f"pictures: {', '.join(sorted(path.name for path in folder.glob('*.png')))} in {folder}")
