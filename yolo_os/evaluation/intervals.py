@@ -31,6 +31,7 @@ import numpy as np
 from yolo_os.evaluation.arrays import Floats
 
 UNSEEN = 3.0  # how far an interval reaches down, in biases that the bootstrap sees
+_ENOUGH = 5.0  # boxes that could be found or not, as n p (1 - p)
 _ROUNDING = 1e-12  # differences of averages that are equal but for the order of their sums
 
 
@@ -198,7 +199,10 @@ def _reach(value: float, samples: Floats, level: float, boxes: int, images: int)
     if images < 2 or not len(samples):
         return value, 1 - value
     variance, spread = float(samples.var()), value * (1 - value)
-    effective = min(boxes, spread / variance) if variance > 0 and spread > 0 else boxes
+    # Replicates tell how far AP spreads where there is enough that could turn out otherwise; else it may by chance be
+    # too little, and AP is taken to spread like the share of boxes that are found.
+    most = boxes * max(1.0, boxes * spread / _ENOUGH)
+    effective = min(most, spread / variance) if variance > 0 and spread > 0 else boxes
     low, high = _wilson(value, effective, student(level, images))
     return value - low, high - value
 
