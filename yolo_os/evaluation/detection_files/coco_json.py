@@ -17,7 +17,7 @@ from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.names import match_names, some, written_otherwise
-from yolo_os.files import is_file, written_whole
+from yolo_os.files import is_file, read_bytes, written_whole
 
 
 def recognises(path: Path) -> bool:
@@ -33,7 +33,7 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
     `_classes_of`.
     """
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_bytes(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error})") from None
     except RecursionError:
