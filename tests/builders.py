@@ -199,3 +199,16 @@ def repacked(source, target, change):
             if data is not None:
                 new.writestr(entry.filename, data)
     return target
+
+
+def listed_dataset(made, file, splits):
+    """A data.yaml that lists images of a data set made of the embedded devkit: by split, (its split there, a slice)."""
+    import yaml
+
+    content = {"path": str(file.parent), "names": yaml.safe_load(made.read_text())["names"]}
+    for split, (source, wanted) in splits.items():
+        images = sorted((made.parent / "images" / f"{source}2007").iterdir())[wanted]
+        content[split] = f"{file.stem}-{split}.txt"
+        (file.parent / content[split]).write_text("".join(f"{image}\n" for image in images))
+    file.write_text(yaml.safe_dump(content))
+    return file

@@ -27,8 +27,10 @@ report
 shifter
 evaluation
 conversion
+comparison
 toward_report
-shift toward training
+flatness
+shift toward training matrices
 plots
 voc
 integration
@@ -133,6 +135,7 @@ def test_what_must_stay_light_imports_only_what_is(package):
     [
         ("import yolo_os.voc", ["torch", "ultralytics", "matplotlib.figure"]),
         ("import yolo_os.recipe", ["torch", "ultralytics"]),
+        ("import yolo_os.plots.compare_page", ["torch", "ultralytics", "matplotlib.figure"]),
         ("from yolo_os.cli import main; main(['--help'])", ["torch", "ultralytics", "numpy", "yaml"]),
         ("from yolo_os.cli import main; main(['train', '--help'])", ["torch", "ultralytics"]),
         ("from yolo_os.cli import main; main(['shift', '--help'])", ["torch", "ultralytics"]),

@@ -39,6 +39,22 @@ def test_the_keys_of_a_training_are_those_of_the_code():
     assert found == [f"| `{key.name}` | {key.default} | {key.help} |" for key in KEYS]
 
 
+def test_the_keys_of_a_comparison_are_those_of_the_code():
+    from yolo_os.modes.compare import KEYS
+
+    running = (DOCS / "compare.md").read_text().split("\n## Running")[1].split("\n## ")[0]
+    found = [line for line in running.splitlines() if line.startswith("| `")]
+    assert found == [f"| `{key.name}` | {key.default} | {key.help} |" for key in KEYS]
+
+
+def test_the_ready_arms_are_those_of_the_code():
+    from yolo_os.comparison.arms import READY
+
+    section = (DOCS / "compare.md").read_text().split("\n## Arms")[1].split("Arms of your own")[0]
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert [name for cell in first for name in re.findall("`(.+?)`", cell)] == list(READY)
+
+
 def test_the_layers_are_those_of_the_test_of_imports():
     section = (DOCS / "architecture.md").read_text().split("## Layers")[1].split("\n## ")[0]
     first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
@@ -113,5 +129,5 @@ def test_keys_in_example_commands_exist(page):
 
     for mode, words in re.findall(r"^\s*(?:\S*/)?yolo-os (\w+)((?: \S+=\S+)*)", page.read_text(), re.MULTILINE):
         module = importlib.import_module(f"yolo_os.modes.{mode}")
-        known = {key.name for key in module.KEYS} | (set(DEFAULT_CFG_DICT) if mode == "train" else set())
+        known = {key.name for key in module.KEYS} | (set(DEFAULT_CFG_DICT) if mode in ("train", "compare") else set())
         assert {word.split("=")[0] for word in words.split()} <= known, words

@@ -101,6 +101,17 @@ def test_the_ends_are_bit_for_bit_the_model_and_the_origin(model, start):
     } | {f"{line.head}.dfl.conv.weight"}
 
 
+def test_statistics_can_stay_while_the_weights_move(model, start):
+    before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
+    report = move_toward_(line_to(model, origin_of(start), statistics=False), judge_that_takes(0.5), shares=[0.5])
+    statistics = {name for name in before if name.endswith(("running_mean", "running_var"))}
+    changed = {name for name, tensor in named_tensors(model).items() if not torch.equal(tensor, before[name])}
+    assert statistics and changed and not changed & statistics
+    assert {each.name for each in report.stayed if "BatchNorm statistics stay" in each.reason} == statistics
+    assert [trial.share for trial in report.tried] == [1.0, 0.5]  # no share is the origin then
+    assert any("the origin itself was not judged" in warning for warning in report.warnings)
+
+
 @pytest.mark.parametrize("share", [0.8, 0.5])
 def test_between_them_weights_and_statistics_are_interpolated_and_counts_stay(model, start, share):
     identities = {name: id(tensor) for name, tensor in named_tensors(model).items()}

@@ -271,13 +271,13 @@ def _read_from(value: Any) -> Iterator[tuple[str, Path]]:
             for root in kits:
                 yield from (("a file of the development kit", root / part) for part in _KIT_PARTS)
             if not kits:
-                yield from (("a file of detections", file) for file in path.iterdir() if file.suffix in _DETECTIONS)
+                yield from (("a file of the data", file) for file in path.iterdir() if file.suffix in _DETECTIONS)
                 yield from (pair for file in path.glob("*.yaml") for pair in _read_from(file))
 
 
 _KITS = ("Annotations", "VOC*/Annotations", "VOCdevkit/VOC*/Annotations")
 _KIT_PARTS = ("Annotations", "ImageSets", "JPEGImages")
-_DETECTIONS = (".txt", ".json")
+_DETECTIONS = (".txt", ".json", ".xml")
 
 
 def _of_data_set(file: Path) -> Iterator[tuple[str, Path]]:

@@ -59,7 +59,7 @@ def run_pass(
             if local == 0:
                 check_batch(model, batch)
             number = local * world_size() + rank()
-            moved = _on_device(batch, weight)
+            moved = on_device(batch, weight)
             images = len(moved["img"])
             with clock("forward"):
                 predictions = model(moved["img"])
@@ -142,7 +142,7 @@ def memory_for_features(device: torch.device) -> int:
         return 4 * 2**30
 
 
-def _on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
+def on_device(batch: Batch, weight: Tensor) -> dict[str, Any]:
     """A batch as a dictionary on the model's device, images as floats in 0..1 in the model's precision."""
     if not isinstance(batch, Tensor | Mapping):
         raise UserError(

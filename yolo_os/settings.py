@@ -90,9 +90,11 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
     """
     known = {key.name: key for key in keys}
     given: dict[str, Any] = {}
-    for word in _join_spaced(words):
+    for word in join_spaced(words):
         name, equals, text = (part.strip() for part in word.partition("="))
         name = name.removeprefix("--")
+        if not equals and name not in known and (meant := _key_of_file(name)) in known:
+            raise UserError(f"'{name}' is no key: write {meant}={name}")
         reject_unknown([name], known)
         key = known[name]
         if not equals:
@@ -144,7 +146,17 @@ def listed(value: Any) -> list[str]:
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def _join_spaced(words: Sequence[str]) -> list[str]:
+def _key_of_file(word: str) -> str | None:
+    """The key that a file or folder is most likely meant for, where it stands without one."""
+    suffix = word.rpartition(".")[2].lower() if "." in word else ""
+    if suffix in ("yaml", "yml"):
+        return "data"
+    if suffix in ("pt", "pth"):
+        return "model"
+    return "data" if word.startswith((".", "/", "~")) or word.endswith("/") else None
+
+
+def join_spaced(words: Sequence[str]) -> list[str]:
     """`a = b`, `a= b` and `a =b` as `a=b`, which is what a person means; a trailing comma is dropped."""
     joined: list[str] = []
     for word in words:

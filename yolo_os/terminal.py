@@ -24,6 +24,11 @@ def shown(text: object, most: int = _MOST) -> str:
     return plain if len(plain) <= most else f"{plain[: most * 3 // 4]} ... {plain[-most // 8 :]}"
 
 
+def counted(number: int, what: str, plural: str = "s") -> str:
+    """`1 image`, `2 images`; `plural` is what is added to the word."""
+    return f"{number} {what}{'' if number == 1 else plural}"
+
+
 @contextmanager
 def plain_streams() -> Iterator[None]:
     """Standard output and error without control codes, but for colours, for the length of a block."""
@@ -67,3 +72,31 @@ class _Plain:
 
 def _spelled(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
+
+
+@contextmanager
+def kept_output() -> Iterator[list[str]]:
+    """What goes to standard output during a block, which is printed all the same."""
+    before = sys.stdout
+    parts: list[str] = []
+    sys.stdout = _Kept(before, parts)
+    try:
+        yield parts
+    finally:
+        sys.stdout = before
+
+
+class _Kept:
+    """A stream that also keeps what is written to it."""
+
+    def __init__(self, stream: Any, parts: list[str]) -> None:
+        self._stream, self._parts = stream, parts
+
+    def write(self, text: str) -> int:
+        """Write a text, and keep it."""
+        self._parts.append(text)
+        written: int = self._stream.write(text)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

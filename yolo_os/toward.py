@@ -82,13 +82,14 @@ class Line:
         return {name: _distance(tensor, self.origin[name]) for name, tensor in self.tensors.items()}
 
 
-def line_to(model: nn.Module, origin: Origin, task: str | None = None) -> Line:
+def line_to(model: nn.Module, origin: Origin, task: str | None = None, statistics: bool = True) -> Line:
     """What of a model can move towards an origin, and between which ends.
 
     Args:
         model: the bare model (see `heads.unwrap`), not fused.
         origin: of the same architecture; its head may be one for other classes.
         task: of the model; compared with the origin's where given.
+        statistics: whether BatchNorm statistics move with the weights, or stay as the training left them.
 
     Raises:
         UserError: if the two do not belong together, or their weights are the same or not finite.
@@ -121,6 +122,8 @@ def line_to(model: nn.Module, origin: Origin, task: str | None = None) -> Line:
         end = end.detach().to(tensor)
         if torch.equal(end, tensor):
             stayed.append(StayedTensor(name, "it did not change in the training", 0.0))
+        elif _is_statistic(name) and not statistics:
+            stayed.append(StayedTensor(name, "BatchNorm statistics stay, as asked for", _distance(tensor, end)))
         else:
             tensors[name], ends[name] = tensor, end
     if not tensors:
@@ -402,6 +405,6 @@ def _warnings(judged: Mapping[float, Mapping[str, Judged]], share: float, line: 
             some = ", ".join(each.rare[:3]) + (", ..." if len(each.rare) > 3 else "")
             yield f"{len(each.rare)} classes have too few val boxes in the {name} data to count in mAP: {some}"
     if not line.complete:
-        yield "a part of the model has no counterpart in the origin and stays as trained: see what is unchanged"
+        yield "a part of the model stays as trained, so the origin itself was not judged: see what is unchanged"
     elif judged[0.0][new].result.map > judged[share][new].result.map:
         yield "the origin itself does better on the val images than what was taken: did this training teach anything?"

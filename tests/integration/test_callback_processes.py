@@ -90,7 +90,7 @@ def two_processes(detector, tiny_data, tmp_path_factory):
     assert done.returncode == 0, done.stderr[-5000:]
     return {
         name: ([torch.load(folder / f"{name}{rank}.pt", weights_only=False) for rank in range(2)], folder / name)
-        for name in DISTRIBUTED
+        for name in {**DISTRIBUTED, **TOWARD}
     }
 
 
@@ -100,6 +100,7 @@ DISTRIBUTED = {
     "refused": during(1, recipe=CRUDE.replace(samples=1, max_loss_rise=0.0)),
     "default": SOS(every=1, start=0),
 }
+TOWARD = {"toward": SOS(toward=True)}  # no shift of the prediction layers, and a training that goes somewhere
 
 
 @pytest.mark.parametrize("name", DISTRIBUTED)
@@ -151,6 +152,16 @@ def test_the_first_process_shifts_what_is_saved(two_processes):
     assert torch.load(folder / "weights" / "best.pt", weights_only=False)["yolo_os"]
 
 
+def test_the_first_process_takes_the_step_towards_the_start(two_processes):
+    (first, second), folder = two_processes["toward"]
+    assert not first["shifts"] and not second["shifts"]
+    read = json.loads((folder / "os" / "best" / "toward.json").read_text())["toward"]
+    assert next(trial["share"] for trial in read["tried"]) == 1
+    assert read["share"] < 1
+    (record,) = torch.load(folder / "weights" / "best.pt", weights_only=False)["yolo_os"]
+    assert record["recipe"]["share"] == read["share"]
+
+
 def train_as_one_of_several(detector, data, folder):
     """What `torchrun` starts: stock trainings over gloo, whose shifts are noted."""
     from torch.nn.parallel import DistributedDataParallel
@@ -189,10 +200,11 @@ def train_as_one_of_several(detector, data, folder):
         return report
 
     StepShift.shift_ = shift_
-    for name, sos in DISTRIBUTED.items():
+    for name, sos in {**DISTRIBUTED, **TOWARD}.items():
         model = YOLO(detector)
         sos.attach(model)
-        given = {**TINY, "epochs": 1, "lr0": 0.0, "data": data, "project": folder, "name": name, "exist_ok": True}
+        given = {**TINY, "epochs": 1, "lr0": 0.05 if name in TOWARD else 0.0, "data": data}
+        given |= {"project": folder, "name": name, "exist_ok": True}
         trainer = Trainer(overrides={"model": detector, **given}, _callbacks=model.callbacks)
         trainer.world_size = 2
         current[:], noted[:] = [trainer], []

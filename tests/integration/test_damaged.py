@@ -76,6 +76,7 @@ DAMAGE = {
     "yaml of text": (lambda c: put(c["model"], yaml="x"), "the architecture is no dictionary"),
     "no weights": (lambda c: c.update(model=nn.SiLU()), "its model has no weights"),
     "bare layers": (lambda c: c.update(model=c["model"].model), r"the bare layers .*save\('NAME.pt'\)"),
+    "bins of text": (lambda c: put(head(c), reg_max="x"), r"its head is damaged \(TypeError"),
     "classes of text": (lambda c: put(head(c), nc="x"), "does not run on an image"),
 }
 

@@ -252,6 +252,7 @@ BAD = {
     "no val": (["toward={old}", "data={bad}/no-val.yaml"], "no-val.yaml"),
     "a drop of nothing": (["toward={old}", "retain_drop=0.1"], "says nothing without retain="),
     "a drop without toward": (["retain_drop=0.1"], "is for a shift with toward="),
+    "statistics without toward": (["statistics=False"], "is for a shift with toward="),
     "retain and no origin": (["toward=False", "retain={data}"], "which is False"),
     "shares beyond the ends": (["toward={old}", "shares=0.5,1.5"], "shares=1.5: takes numbers between 0"),
     "shares that are none": (["toward={old}", "shares=half"], "takes numbers between 0 and 1 with commas"),

@@ -131,6 +131,28 @@ def dataset_for(
     return folder / "data.yaml"
 
 
+def dataset_of(annotations: Annotations, folder: Path, split: str) -> Path:
+    """The `data.yaml` of a data set of one split, made in an empty folder of any annotations; images are linked.
+
+    Objects that are difficult, and crowds, are left out of the labels.
+
+    Raises:
+        UserError: if no image of it is there.
+    """
+    hidden = replace(annotations, difficult=annotations.difficult | annotations.crowd)
+    kept, faults = write_split(folder, split, hidden, Placer("symlink"))
+    if not kept.any():
+        raise UserError(
+            f"no image of {len(kept)} can be read, the first is looked for at {faults[0].file}: say where they are"
+            " with images="
+        )
+    names = [f"images/{name}" for name in folder_names(split, annotations.roots)]
+    content = {"train": [], "val": [], split: names, "names": dict(enumerate(annotations.classes))}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    return folder / "data.yaml"
+
+
 def _fill(folder: Path, roots: list[Path], names: tuple[str, ...], copy: bool) -> Dataset:
     """Write a whole data set into an empty folder."""
     splits: dict[str, Annotations] = {}

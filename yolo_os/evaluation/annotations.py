@@ -1,6 +1,7 @@
 """The ground truth of an image set, whatever file it was read from (`readers` has the formats).
 
-Boxes are what the files say: pixels, 1-based and inclusive (a box from 3 to 3 is one pixel wide).
+Boxes are pixels, 1-based and inclusive (a box from 3 to 3 is one pixel wide), as VOC's files say them. Those of formats
+whose boxes are continuous (COCO JSON, YOLO labels) have become x1 + 1, y1 + 1, x2, y2: the pixels they cover.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.evaluation.names import plain, some
+from yolo_os.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Annotations:
         class_index: shape (m,); which class it is.
         box: shape (m, 4); x1, y1, x2, y2 in pixels, 1-based and inclusive.
         difficult, truncated: shape (m,).
+        crowd: shape (m,); COCO's `iscrowd`, a region of many objects. COCO's numbers count neither it nor, of the
+            detections that no object takes, those that lie in it for the larger part; VOC's figures treat it as
+            difficult. False for formats that have no such thing.
+        area: shape (m,); in square pixels, by which COCO tells small from large: what the file says (COCO's is that of
+            the mask), else that of the box.
         missing: how many objects lacked a `difficult`, `truncated` or `pose` tag, which is taken as 0.
         problems: what was wrong in the files of this image set, in order.
         notes: choices made for want of a file, for the person to read.
@@ -67,6 +74,9 @@ class Annotations:
         stems: n file names without suffix.
         image_files: n image files; where there is none, the path where one is looked for first.
         image_readable: shape (n,); whether there is an image file whose header can be read.
+        continuous: whether boxes were continuous in the files, so that `pixel_offset=0` is not meant for them.
+        image_ids, category_ids: the ids that the file itself gives images and classes, which files of detections may
+            use in their place; empty where it gives none.
         unnamed: how many objects were left out of each class that is not among `classes`.
         absent: where objects were left out, those of `classes` that no file has, of whatever image set.
     """
@@ -89,6 +99,11 @@ class Annotations:
     stems: tuple[str, ...]
     image_files: tuple[Path, ...]
     image_readable: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+    area: NDArray[np.float64]
+    continuous: bool = False
+    image_ids: tuple[int | str, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
     warnings: tuple[str, ...] = ()
     unnamed: dict[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
@@ -118,17 +133,29 @@ class Annotations:
             box=self.box[objects],
             difficult=self.difficult[objects],
             truncated=self.truncated[objects],
+            crowd=self.crowd[objects],
+            area=self.area[objects],
+            image_ids=tuple(self.image_ids[index] for index in chosen) if self.image_ids else (),
         )
+
+    def in_order(self, classes: Sequence[str]) -> Annotations:
+        """The annotations with the same classes in another order."""
+        place = [list(classes).index(name) for name in self.classes]
+        ids = tuple(self.category_ids[self.classes.index(name)] for name in classes) if self.category_ids else ()
+        numbers = np.array(place, dtype=np.int64)
+        return replace(self, classes=tuple(classes), class_index=numbers[self.class_index], category_ids=ids)
 
     def __str__(self) -> str:
         """One line: how much there is, and what was missing or wrong."""
+        crowds = int(self.crowd.sum())
+        special = f"{int(self.difficult.sum())} difficult" + (f", {counted(crowds, 'crowd')}" if crowds else "")
         parts = [
-            f"{len(self.images)} images, {len(self.box)} objects ({int(self.difficult.sum())} difficult)"
-            f" of {len(self.classes)} classes"
+            f"{counted(len(self.images), 'image')}, {counted(len(self.box), 'object')} ({special})"
+            f" of {counted(len(self.classes), 'class', 'es')}"
         ]
         parts += [f"{count} without <{tag}> (taken as 0)" for tag, count in self.missing.items() if count]
         if self.problems:
-            parts.append(f"{len(self.problems)} problems, {len(self.lost)} with something left out")
+            parts.append(f"{counted(len(self.problems), 'problem')}, {len(self.lost)} with something left out")
         return "; ".join(parts)
 
 
@@ -141,7 +168,8 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
     unnamed = sum((Counter(split.unnamed) for split in splits), Counter[str]())
     classes = splits[0].classes
     named = {plain(name): name for name in classes}
-    place = splits[0].roots[0] / "Annotations"
+    root = splits[0].roots[0]
+    place = root / "Annotations" if (root / "Annotations").is_dir() else root
     problems = [
         Problem(place, 0, f"{count} objects of '{name}' left out: the class named is '{named[plain(name)]}'", True)
         for name, count in unnamed.items()

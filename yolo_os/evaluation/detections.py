@@ -54,12 +54,15 @@ def evaluate_detections(
     pixel_offset: float = 1.0,
     recall_points: str = "numpy",
 ) -> VOCResult:
-    """VOC AP of detections on the image set they were read for; see `evaluate_voc`."""
+    """VOC AP of detections on the image set they were read for; see `evaluate_voc`.
+
+    COCO's crowds are taken as difficult: a detection that falls on one counts neither way.
+    """
     return evaluate_voc(
         annotations.image,
         annotations.class_index,
         annotations.box,
-        annotations.difficult,
+        annotations.difficult | annotations.crowd,
         detections.image,
         detections.class_index,
         detections.box,
@@ -70,6 +73,7 @@ def evaluate_detections(
         recall_points=recall_points,
         images=np.arange(len(annotations.images)),
         classes=annotations.classes,
+        warn=False,  # `suspect_offset` looks at both sides, with the images' sizes
     )
 
 
@@ -178,6 +182,26 @@ def seen_only(annotations: Annotations, found: Iterable[Mapping[str, NDArray[np.
     return replace(annotations.only(seen), problems=(*annotations.problems, *problems))
 
 
+def image_numbers(files: Iterable[str], annotations: Annotations) -> dict[str, int]:
+    """By path or id the image's place in the annotations; those that mean none of them are missing.
+
+    A path ends in the stem of its image; where several images have one, the folder of the data set before it tells.
+    """
+    count = Counter(annotations.stems)
+    known = {stem: index for index, stem in enumerate(annotations.stems) if count[stem] == 1}
+    if len(set(annotations.sets)) == 1:
+        folders = folder_names(annotations.sets[0], annotations.roots)
+        for index, (root, stem) in enumerate(zip(annotations.root.tolist(), annotations.stems)):
+            known[f"{folders[root]}/{stem}"] = index
+    whole = {str(file): index for index, file in enumerate(annotations.image_files)}
+    numbers = {}
+    for file in files:
+        name = None if file in whole else find_id(nfc(file), known)
+        if file in whole or name is not None:
+            numbers[file] = whole[file] if name is None else known[name]
+    return numbers
+
+
 def suspect_offset(annotations: Annotations, detections: Detections) -> str | None:
     """A warning, with the evidence, if detections look 0-based and annotations 1-based or the other way about.
 
@@ -210,15 +234,5 @@ def _starts(box: NDArray[np.float64]) -> tuple[int, int]:
 
 
 def _by_image(boxes: Mapping[str, NDArray[np.float64]], annotations: Annotations) -> dict[int, NDArray[np.float64]]:
-    """The boxes by the image's place in the annotations.
-
-    A path ends in the stem of its image; where several images have one, the folder of the data set before it tells.
-    """
-    count = Counter(annotations.stems)
-    known = {stem: index for index, stem in enumerate(annotations.stems) if count[stem] == 1}
-    if len(set(annotations.sets)) == 1:
-        folders = folder_names(annotations.sets[0], annotations.roots)
-        for index, (root, stem) in enumerate(zip(annotations.root.tolist(), annotations.stems)):
-            known[f"{folders[root]}/{stem}"] = index
-    ids = {file: find_id(nfc(file), known) for file in boxes}
-    return {known[name]: boxes[file] for file, name in ids.items() if name is not None}
+    """The boxes by the image's place in the annotations."""
+    return {number: boxes[file] for file, number in image_numbers(boxes, annotations).items()}

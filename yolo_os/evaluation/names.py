@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from yolo_os.evaluation.text import nfc
+
+_Number = TypeVar("_Number", int, int | str)  # what stands for a class: its number, or the id that a file gives it
 
 # Names that COCO and VOC have for the same class; compared in lower case and without spaces, hyphens, underscores.
 _ALIASES = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
 
 
-def match_names(names: Mapping[int, str], classes: Sequence[str]) -> dict[int, int]:
+def match_names(names: Mapping[_Number, str], classes: Sequence[str]) -> dict[_Number, int]:
     """Which class each of a model's classes is: by name, or by COCO's name for a VOC class; others are missing."""
     names = {number: nfc(name) for number, name in names.items()}
     by_name = {name: index for index, name in enumerate(classes)}
@@ -20,7 +23,9 @@ def match_names(names: Mapping[int, str], classes: Sequence[str]) -> dict[int, i
     return {number: index for number, index in found.items() if index is not None}
 
 
-def written_otherwise(names: Mapping[int, str], matched: Mapping[int, int], classes: Sequence[str]) -> list[str]:
+def written_otherwise(
+    names: Mapping[_Number, str], matched: Mapping[_Number, int], classes: Sequence[str]
+) -> list[str]:
     """A note on the names that `match_names` found in another writing, if there are any."""
     pairs = ((names[number], classes[index]) for number, index in matched.items())
     differing = [f"{name} is {other}" for name, other in pairs if name != other]

@@ -77,9 +77,13 @@ def find_id(text: str, known: Collection[str]) -> str | None:
     """The id that a text means: itself, or what is left without quotes, suffix and leading folders; None if unknown."""
     if text in known:
         return text
-    name = unsuffixed(text.strip().strip("\"'").replace("\\", "/"))
-    parts = name.split("/")
-    return next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in known), None)
+    whole = text.strip().strip("\"'").replace("\\", "/")
+    for name in (unsuffixed(whole), whole):  # with the suffix where two images differ in nothing else
+        parts = name.split("/")
+        found = next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in known), None)
+        if found is not None:
+            return found
+    return None
 
 
 def unsuffixed(name: str) -> str:

@@ -15,7 +15,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -351,7 +351,8 @@ def _over_caches_only(original: Callable[..., Any]) -> Callable[..., Any]:
             LOGGER.warning(f"{prefix}{path} is no label cache and stays as it is: labels are scanned at every start")
             x["version"] = version
             return
-        original(prefix, path, x, version)
+        with suppress(FileNotFoundError):  # another process, that scans the same labels, has just deleted it
+            original(prefix, path, x, version)
 
     return save_dataset_cache_file
 

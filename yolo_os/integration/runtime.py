@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,24 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(level)
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """Ultralytics as if this were its only process for the length of a block.
+
+    In a training on several devices its validator waits for the other processes, which are not there.
+    """
+    numbers = ("RANK", "LOCAL_RANK")
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "ultralytics"]
+    held = [(module, name, vars(module)[name]) for module in modules for name in numbers if name in vars(module)]
+    for module, name, _ in held:
+        setattr(module, name, -1)
+    try:
+        yield
+    finally:
+        for module, name, number in held:
+            setattr(module, name, number)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ def shift_(
     toward: str | Path | Origin | bool | None = None,
     retain: str | Path | Sequence[str | Path] = (),
     retain_drop: float | None = None,
+    statistics: bool = True,
 ) -> ShiftReport | TowardReport:
     """Shift the prediction layers of a model, in place; everything else of the model is left as it was.
 
@@ -61,6 +62,7 @@ def shift_(
         toward: the checkpoint that the training started from; True: the one that the model's record names.
         retain: with `toward`, data that must not get worse.
         retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported.
+        statistics: with `toward`, whether BatchNorm statistics move too.
 
     Raises:
         UserError: for a model without prediction layers, weights or features that are not finite, a recipe that
@@ -79,12 +81,13 @@ def shift_(
             data,
             retain=retain,
             retain_drop=retain_drop,
+            statistics=statistics,
             imgsz=imgsz,
             precision=precision,
             progress=progress,
         )
-    if retain or retain_drop is not None:
-        raise UserError("retain= and retain_drop= are for a shift with toward=")
+    if retain or retain_drop is not None or not statistics:
+        raise UserError("retain=, retain_drop= and statistics= are for a shift with toward=")
     recipe = ShiftRecipe.given(recipe) or ShiftRecipe()
     bare = unwrap(model)
     plan(find_head(bare), recipe)  # refused before data are looked for

@@ -46,6 +46,7 @@ def shift_toward_(
     retain: str | Path | Sequence[str | Path] = (),
     retain_drop: float | None = None,
     shares: Sequence[float] = SHARES,
+    statistics: bool = True,
     imgsz: int | None = None,
     batch: int = 16,
     workers: int = 0,
@@ -55,7 +56,7 @@ def shift_toward_(
 ) -> TowardReport:
     """Move a model towards the weights that its training started from, in place, as far as its val images say.
 
-    All layers that both have move, with their BatchNorm statistics. If anything fails, the weights are put back.
+    All layers that both have move. If anything fails, the weights are put back.
 
     Args:
         model: a `YOLO`, an `RTDETR` or their bare model.
@@ -65,6 +66,8 @@ def shift_toward_(
         retain: data that must not get worse, of the same classes: their val splits are judged too.
         retain_drop: most mAP that may be lost on them; None: they are only reported (see `toward.choose`).
         shares: of the way from the origin to the model, to be judged.
+        statistics: whether BatchNorm statistics move with the weights; where they stay, the step gains more on the new
+            data and may give back less of the old (docs/toward.md).
         imgsz: image size in pixels; that of the model's training if None.
         batch: images per batch.
         workers: loader processes.
@@ -83,7 +86,7 @@ def shift_toward_(
     names = [retain] if isinstance(retain, str | Path) else list(retain)
     shares = check_shares(shares)
     with trained_args(model, bare):
-        line = line_to(bare, origin, task_of(bare))
+        line = line_to(bare, origin, task_of(bare), statistics)
         judge = _Judge(bare, data, names, imgsz, batch, workers)
         return move_toward_(
             line,

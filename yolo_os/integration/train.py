@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +71,26 @@ def parse_stock(words: Sequence[str], ours: Mapping[str, str]) -> dict[str, Any]
     return given
 
 
-def train(given: dict[str, Any], sos: SOS | None, trust: bool = False) -> Any:
+def train(
+    given: dict[str, Any], sos: SOS | None, trust: bool = False, prepare: Callable[[Any], None] | None = None
+) -> Any:
     """Train as `yolo train` would with these keys, with `sos` attached; Ultralytics' metrics.
+
+    Args:
+        given: keys of `yolo train`.
+        sos: the shifts; None: none.
+        trust: see `load_checkpoint`.
+        prepare: is given the `YOLO` before `sos` is attached, for callbacks that come before its own.
 
     Raises:
         UserError: for a model, data set or device that is not there, before anything is written; and for whatever
             Ultralytics refuses before the first batch, which may leave the folder that it made for the run.
     """
     with guarded(trust):
-        return _train(dict(given), sos, trust)
+        return _train(dict(given), sos, trust, prepare)
 
 
-def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
+def _train(given: dict[str, Any], sos: SOS | None, trust: bool, prepare: Callable[[Any], None] | None) -> Any:
     resume = given.get("resume")
     if isinstance(resume, str):
         given.setdefault("model", resume)
@@ -99,6 +107,8 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool) -> Any:
         _check_resumed(given, model)
     if isinstance(given.get("freeze"), str):  # one name, such as 22.cv3, of which Ultralytics wants a list
         given["freeze"] = listed(given["freeze"])
+    if prepare is not None:
+        prepare(model)
     if sos is not None:
         sos.attach(model)
         sos.check(given)

@@ -10,6 +10,7 @@ from torch import nn
 from yolo_os.errors import UserError
 from yolo_os.forward import eval_mode
 from yolo_os.heads import find_head
+from yolo_os.integration.contents import line_of
 from yolo_os.loss import training_loss
 from yolo_os.shifter import check_finite
 
@@ -28,6 +29,8 @@ def check_runs(model: nn.Module) -> None:
         check_finite(model)
     except UserError:  # no detector, or weights that are no numbers: who needs them says so
         return
+    except Exception as error:  # settings of the wrong kind in its head, say
+        raise UserError(f"its head is damaged ({line_of(error)})") from error
     untyped: Any = model
     try:
         stride = int(untyped.stride.max()) if getattr(model, "stride", None) is not None else 32
@@ -40,8 +43,7 @@ def check_runs(model: nn.Module) -> None:
             if loss.missing is None:
                 loss(_labelled(untyped, images), predictions)
     except Exception as error:  # whatever the damage makes of it
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"its model does not run on an image ({type(error).__name__}: {said})") from error
+        raise UserError(f"its model does not run on an image ({line_of(error)})") from error
 
 
 def _labelled(model: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:

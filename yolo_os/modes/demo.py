@@ -43,6 +43,7 @@ class _Row:
 
 def run(options: dict[str, Any]) -> int:
     """Run the demo; the exit code."""
+    import yolo_os.integration.detect  # noqa: F401  # what is not installed is said before files that are not there
     from yolo_os.evaluation.bootstrap import bootstrap
     from yolo_os.modes.shift import KEYS as SHIFT_KEYS
     from yolo_os.modes.shift import shift_checkpoint

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
 from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, run_folder, write_json
-from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS
+from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS, say_replaced
 from yolo_os.settings import Key
+from yolo_os.terminal import counted, shown
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from yolo_os.flatness.report import TraceReport
     from yolo_os.heads import Head
     from yolo_os.report import LayerReport
 
@@ -28,6 +31,12 @@ KEYS = (
     Key("seed", (int,), 0, "seed of the images drawn"),
     Key("rtol", (float, type(None)), None, "singular values of A below rtol times the largest count as zero"),
     *DATA_KEYS,
+    Key(
+        "trace",
+        (bool, str),
+        False,
+        "with data, the trace of the Hessian too: True for the prediction layers, or layers as in yolo-os trace",
+    ),
     Key("json", (str,), None, "also write the table as JSON to this path"),
     *RUN_KEYS,
 )
@@ -41,30 +50,47 @@ EXAMPLES = (
 def run(options: dict[str, Any]) -> int:
     """Inspect as the keys say; the exit code."""
     check_outputs({"json": options["json"]}, {"model": options["model"], "data": options["data"]})
+    say_replaced({"json": options["json"]})
     check_folder("inspect", options)
+    if options["trace"] and not options["data"]:
+        raise UserError("trace= is of a loss, which needs images and labels: give data=")
     from yolo_os.heads import find_head
 
     model, shifts = _open(options)
     head = find_head(model)
     layers = _look(model, head, options)
-    print(f"{options['model']}: {head.kind} head, {len(layers)} prediction layers\n")
+    print(f"{options['model']}: {head.kind} head, {counted(len(layers), 'prediction layer')}\n")
     print(_table(layers, with_data=bool(options["data"])))
     for layer in head.refused:
         print(f"{layer.name} ({layer.role}) can't be shifted: {layer.refused}")
     for number, record in enumerate(shifts, 1):
-        print(f"shift {number}: {record['recipe']['method']}, {record['date']}, from {record['source']}")
+        print("\n" + "\n".join(_recorded(number, record)))
     if options["data"]:
         from yolo_os.plots.shift import plot_spectra
 
         folder = run_folder("inspect", options)
         plot_spectra(layers, folder / "spectrum.png", options["rtol"])
         print(f"\n{_advice(layers)}\nspectra: {folder / 'spectrum.png'}")
+    flatness = _trace(model, options) if options["trace"] else None
+    if flatness is not None:
+        print(f"\n{flatness}")
     if options["json"]:
         entries = [{key: value for key, value in vars(layer).items() if key in _JSON_FIELDS} for layer in layers]
         refused = [{"name": layer.name, "role": layer.role, "refused": layer.refused} for layer in head.refused]
         content = {"model": options["model"], "head": head.kind, "layers": entries, "refused": refused}
-        write_json(as_path(options["json"]), content | {"shifts": shifts})
+        measured = {} if flatness is None else {"trace": flatness.to_dict()["models"][0]}
+        write_json(as_path(options["json"]), content | {"shifts": shifts} | measured)
     return 0
+
+
+def _trace(model: nn.Module, options: dict[str, Any]) -> TraceReport:
+    """How flat the loss is, over the images that the features are of."""
+    from yolo_os.integration.flatness import hessian_trace, trace_bar
+
+    layers = "head" if options["trace"] is True else options["trace"]
+    drawing = {key: options[key] for key in ("images", "seed", "split", "imgsz", "batch", "workers", "device")}
+    with trace_bar() as notice:
+        return hessian_trace(model, options["data"], layers=layers, notice=notice, **drawing)
 
 
 _JSON_FIELDS = ("name", "role", "level", "stride", "m", "n", "norm_before", "rank", "rows", "singular_values")
@@ -109,6 +135,16 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
         LayerReport.of(layer, weights[layer.name], weights[layer.name], shifter.systems.get(layer.name))
         for layer in head.layers
     ]
+
+
+def _recorded(number: int, record: Mapping[str, Any]) -> Iterator[str]:
+    """All that a checkpoint says of a shift, by lines."""
+    recipe = record.get("recipe") or {}
+    yield f"shift {number}: {recipe.get('method')}, {record.get('date')}, from {shown(record.get('source'))}"
+    for name, value in record.items():
+        if name not in ("recipe", "date", "source"):
+            yield f"  {name} {shown(value)}"
+    yield "  recipe: " + ", ".join(f"{name}={shown(value)}" for name, value in recipe.items())
 
 
 def effective_rank(singular_values: tuple[float, ...], energy: float) -> int:

@@ -42,6 +42,12 @@ TOWARD_KEYS = (
         None,
         "with toward: what may be left of the way from there, to be judged; None: 0.9, 0.8, 0.6, 0.5, 0.4, 0.2",
     ),
+    Key(
+        "statistics",
+        (bool,),
+        True,
+        "with toward: BatchNorm statistics move too; False: they stay, better for new images, maybe worse for old",
+    ),
 )
 
 
@@ -53,10 +59,13 @@ def is_toward(options: dict[str, Any]) -> bool:
     """
     asked = options["toward"] not in (None, False) or options["retain"] is not None
     lone = [key for key in ("retain_drop", "shares") if options[key] is not None]
+    lone += [] if options["statistics"] else ["statistics"]
     if options["toward"] is False and options["retain"] is not None:
         raise UserError(f"retain={options['retain']} is for toward=, which is False")
     if lone and not asked:
         raise UserError(f"{lone[0]}={options[lone[0]]} is for a shift with toward=")
+    if asked and options["save"]:
+        raise UserError(f"save={options['save']} is for a shift of the prediction layers, not for one with toward=")
     return asked
 
 
@@ -93,13 +102,15 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
         retain=retain,
         retain_drop=options["retain_drop"],
         shares=shares,
+        statistics=options["statistics"],
         imgsz=options["imgsz"],
         batch=options["batch"],
         workers=options["workers"],
         precision=checkpoint.precision,
         progress=progress_bar,
     )
-    record = toward_record(checkpoint, report, __version__, data=str(options["data"]), retain=retain)
+    given = {"data": str(options["data"]), "retain": retain, "statistics": options["statistics"]}
+    record = toward_record(checkpoint, report, __version__, **given)
     save_shifted(checkpoint, model, record, out)
     folder = run_folder("shift", options)
     settings = f"model={source} toward={origin.source} data={options['data']} retain={','.join(retain)} out={out}"

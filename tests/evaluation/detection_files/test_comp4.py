@@ -117,7 +117,7 @@ def test_no_such_detections(truth, tmp_path):
     with pytest.raises(UserError, match="holds no file like comp4_det_test_CLASS"):
         read_detections(comp4(tmp_path / "empty"), truth)
     (tmp_path / "x.csv").write_text("")
-    with pytest.raises(UserError, match="is neither"):
+    with pytest.raises(UserError, match="is a CSV table"):
         read_detections(tmp_path / "x.csv", truth)
 
 

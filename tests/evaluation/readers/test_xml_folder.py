@@ -12,8 +12,8 @@ from yolo_os.voc import read_devkit
 def test_cache_is_used_until_something_changes(kit, monkeypatch):
     first = read_devkit(kit)
     calls = []
-    parse = module._parse
-    monkeypatch.setattr(module, "_parse", lambda *args: calls.append(args) or parse(*args))
+    parse = module.parse
+    monkeypatch.setattr(module, "parse", lambda *args: calls.append(args) or parse(*args))
     again = read_devkit(kit)
     assert calls == []
     for name in ("image", "class_index", "box", "difficult", "truncated", "size"):

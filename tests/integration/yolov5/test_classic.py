@@ -17,6 +17,9 @@ from yolo_os.cli import main
 from yolo_os.errors import UserError
 from yolo_os.integration import yolov5
 from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
+from yolo_os.integration.toward import read_origin
+from yolo_os.shifter import Weights
+from yolo_os.toward import line_to
 
 
 def save(checkpoint, out, method="sos"):
@@ -279,6 +282,21 @@ def test_from_the_command_line(method, kit, in_tmp, capsys):
         assert layer["norm_before"] == pytest.approx(old["norm_after"], rel=1e-6)
     assert f"shift 1: {method}" in capsys.readouterr().out
     load_as_the_repository_does(in_tmp / "b.pt")
+
+
+def test_all_layers_move_towards_another_file_and_are_written_in_kind(tmp_path):
+    classic.classic(tmp_path / "new.pt", kind=classic.DetectionModel, seed=1)
+    classic.classic(tmp_path / "old.pt", kind=classic.DetectionModel, seed=2)
+    new, old = load_checkpoint(tmp_path / "new.pt"), read_origin(tmp_path / "old.pt", {}, tmp_path / "new.pt")
+    line = line_to(new.model, old, "detect")
+    assert line.complete
+    Weights(line.tensors, new.precision).write_(line.values(0.25))
+    save_shifted(new, new.model, shift_record(new, new.model, {"method": "toward"}, "0.1.0"), tmp_path / "out.pt")
+    ends = [load_checkpoint(tmp_path / name).model.state_dict() for name in ("new.pt", "old.pt", "out.pt")]
+    for start, end, found in ([each[key] for each in ends] for key in ends[0]):
+        if start.is_floating_point():
+            torch.testing.assert_close(found, end + 0.25 * (start - end), rtol=2e-3, atol=2e-3)
+    load_as_the_repository_does(tmp_path / "out.pt")
 
 
 def test_val_matches_the_names_of_coco_and_voc(kit, in_tmp, capsys):

@@ -35,6 +35,12 @@ def read(folder: Path, annotations: Annotations, how: Reading) -> Detections:
     known = {form: index for index, name in enumerate(annotations.classes) for form in (name, _file_name(name))}
     files, notes = _files(folder, how.split, known)
     gather = Gather(annotations, how.strict)
+    by_image = [file for name, file in files.items() if name not in known and gather.place_of(name) >= 0]
+    if by_image and not known.keys() & files.keys():
+        raise UserError(
+            f"detections={folder}: its files are named after images ({by_image[0].name}), and comp4's after classes; of"
+            " files by image, lines 'class x y width height confidence' in fractions of the image are read"
+        )
     for name, file in sorted(files.items()):
         ids, numbers, lines = _lines(file, gather)
         label = known.get(name)
@@ -89,7 +95,9 @@ def _files(folder: Path, split: str, known: Collection[str]) -> tuple[dict[str, 
     named = [(_split_and_class(text, split, known), files[stem]) for stem, text in matches.items()]
     if not named:
         if not files:
-            raise UserError(f"detections={folder}: holds no file like comp4_det_{split}_CLASS.txt or CLASS.txt")
+            raise UserError(
+                f"detections={folder}: holds no file like comp4_det_{split}_CLASS.txt, CLASS.txt or, of YOLO, IMAGE.txt"
+            )
         return files, []
     splits = sorted({of for (of, _), _ in named})
     chosen = split if split in splits else splits[0]

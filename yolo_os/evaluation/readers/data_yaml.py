@@ -1,6 +1,7 @@
-"""The VOC annotations behind a `data.yaml`: of a data set made here, or laid out as Ultralytics' VOC.yaml.
+"""The ground truth behind a `data.yaml`: VOC's annotations where it has any, else its own labels.
 
-The second kind lists folders such as `images/test2007` and has the devkit in `images/VOCdevkit`.
+VOC's annotations belong to a data set made here, and to one laid out as Ultralytics' VOC.yaml, which lists folders such
+as `images/test2007` and has the devkit in `images/VOCdevkit`. They know which objects are difficult; labels do not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.readers.devkit import read_roots, with_split
+from yolo_os.evaluation.readers.yolo_labels import read_labels
 from yolo_os.evaluation.text import nfc
 from yolo_os.files import as_path, is_dir, is_file
 from yolo_os.plain_yaml import read_yaml
@@ -48,9 +50,8 @@ class Source:
             UserError: if the data set has no such split.
         """
         if not self.parts.get(split):
-            raise UserError(
-                f"split={split}: the data set has {', '.join(name for name in self.parts if self.parts[name])}"
-            )
+            there = ", ".join(name for name in self.parts if self.parts[name])
+            raise UserError(f"split={split}: the data set has {there}")
         return read_roots(self.parts[split], self.classes, self.image_folders)
 
 
@@ -61,12 +62,48 @@ def recognises(source: str | Path) -> bool:
 
 
 def read(
-    source: str | Path, split: str, year: str | None = None, classes: str | Path | Sequence[str] | None = None
+    source: str | Path,
+    split: str,
+    year: str | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    images: str | Path | None = None,
 ) -> Annotations:
     """The annotations of a split of a data set."""
-    if year or classes:
-        raise UserError(f"data={source} says its years and classes itself: leave out year= and classes=")
-    return devkit_of(source).read(split)
+    if year or classes or images:
+        raise UserError(f"data={source} says its years, classes and images itself: leave out year=, classes=, images=")
+    return read_data_yaml(source, split)
+
+
+def read_data_yaml(data_yaml: str | Path, split: str = "test") -> Annotations:
+    """Read a split of an Ultralytics data set: VOC's annotations where they belong to it, else its labels.
+
+    Paths are resolved as Ultralytics does: folders of images, lists of images, or lists of these. Labels know no
+    difficult objects; `notes` says so.
+
+    Args:
+        data_yaml: a file, a folder with a `data.yaml`, or the name of a file that Ultralytics ships.
+        split: train, val or test.
+
+    Raises:
+        UserError: if there is no such data set or split, or no image of it can be used.
+    """
+    file, data, classes = open_data_yaml(data_yaml)
+    source = _voc_source(file, data, classes)
+    if source is not None:
+        return source.read(split)
+    entries = {name: _as_list(data.get(name)) for name in SPLITS}
+    if not entries["val"]:
+        entries["val"] = _as_list(data.get("validation"))
+    if not entries.get(split):
+        there = [name for name, listed in entries.items() if listed]
+        raise UserError(f"split={split}: {file} has {', '.join(there) or 'no split'}")
+    base = _dataset_folder(data, file)
+    points = data.get("kpt_shape") or [0, 0]
+    try:
+        columns = int(points[0]) * int(points[1])
+    except (TypeError, ValueError, IndexError, KeyError):
+        raise UserError(f"data={file}: kpt_shape is {points!r:.40}, and two numbers are meant") from None
+    return read_labels([_resolved(base, entry) for entry in entries[split]], classes, (base.resolve(), split), columns)
 
 
 def devkit_of(data_yaml: str | Path) -> Source:
@@ -78,14 +115,42 @@ def devkit_of(data_yaml: str | Path) -> Source:
     Raises:
         UserError: if the file is missing or no data.yaml, or no VOCdevkit is found behind it.
     """
+    file, data, classes = open_data_yaml(data_yaml)
+    source = _voc_source(file, data, classes)
+    if source is None:
+        looked = ", ".join(str(devkit) for devkit in _devkits(_dataset_folder(data, file)))
+        raise UserError(
+            f"data={file}: no VOC annotations belong to it (looked for folders such as images/test2007 and for"
+            f" {looked}); give devkit=, or make a data set with yolo-os voc"
+        )
+    return source
+
+
+def open_data_yaml(data_yaml: str | Path) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
+    """The file that is meant, what it says, and the names of the classes.
+
+    Raises:
+        UserError: if the file is missing or no data.yaml.
+    """
     file = _find_yaml(as_path(data_yaml))
     try:
         data = read_yaml(file)
-        names = data["names"]
-        classes = tuple(nfc(str(name)) for name in _in_order(names))
-    except (KeyError, TypeError, ValueError) as error:  # UserError is one of the last
+        if data.get("names") is None and "nc" in data:
+            data["names"] = [f"class_{number}" for number in range(int(data["nc"]))]
+        classes = tuple(nfc(str(name)) for name in _in_order(data["names"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # UserError is a ValueError
         raise UserError(f"data={file}: is no data.yaml of a data set ({type(error).__name__}: {error})") from None
+    if not classes:
+        raise UserError(f"data={file}: names no classes")
+    return file, data, classes
 
+
+def _voc_source(file: Path, data: dict[str, Any], classes: tuple[str, ...]) -> Source | None:
+    """Where the VOC annotations of a data set lie; None if none belong to it.
+
+    Raises:
+        UserError: if it was made of a devkit that is not there any more.
+    """
     record = data.get(RECORD)
     if isinstance(record, dict) and "devkit" in record:
         if not isinstance(record["devkit"], list):
@@ -95,18 +160,23 @@ def devkit_of(data_yaml: str | Path) -> Source:
         if gone:
             raise UserError(f"data={file}: was made from {gone[0]}, which is not there any more; make it again")
         return Source({split: with_split(roots, split) for split in SPLITS}, classes)
-
     base = _dataset_folder(data, file)
     folders = {split: _as_list(data.get(split)) for split in SPLITS}
-    devkits = [base / "images" / "VOCdevkit", base / "VOCdevkit", base.parent / "VOCdevkit"]
-    parts = {split: _parts_of(folders[split], devkits) for split in SPLITS}
+    parts = {split: _parts_of(folders[split], _devkits(base)) for split in SPLITS}
     if not any(parts.values()):
-        looked = ", ".join(str(devkit) for devkit in devkits)
-        raise UserError(
-            f"data={file}: no VOC annotations belong to it (looked for folders such as images/test2007 and for"
-            f" {looked}); give devkit=, or make a data set with yolo-os voc"
-        )
+        return None
     return Source(parts, classes, tuple(base / name for names in folders.values() for name in names))
+
+
+def _devkits(base: Path) -> list[Path]:
+    """Where the devkit of a data set laid out as Ultralytics' VOC.yaml may be."""
+    return [base / "images" / "VOCdevkit", base / "VOCdevkit", base.parent / "VOCdevkit"]
+
+
+def _resolved(base: Path, entry: str) -> Path:
+    """The folder or list that an entry of a split means."""
+    path = (base / entry).resolve()
+    return (base / entry[3:]).resolve() if entry.startswith("../") and not path.exists() else path
 
 
 def folder_names(split: str, roots: Sequence[Path]) -> list[str]:

@@ -46,8 +46,11 @@ def read(
     split: str,
     year: str | None = None,
     classes: str | Path | Sequence[str] | None = None,
+    images: str | Path | None = None,
 ) -> Annotations:
     """The annotations of a split: `read_devkit`, as a reader."""
+    if images:
+        raise UserError(f"data={source} is a VOCdevkit, whose images are in JPEGImages: leave out images=")
     return read_devkit(source, year, split, classes)
 
 
@@ -127,6 +130,7 @@ def read_roots(
         if row.name in class_of
     ]
     ids = _unique_ids([*kept, *left_out])
+    box = np.array([row.box for _, _, row in rows], dtype=np.float64).reshape(-1, 4)
     roots = tuple(folders)
     files = [(root, stem, folders[root][stem]) for root, stem in kept]
     return Annotations(
@@ -135,7 +139,7 @@ def read_roots(
         size=np.array([xml.size for _, _, xml in files], dtype=np.float64),
         image=np.array([image for image, _, _ in rows], dtype=np.int64),
         class_index=np.array([label for _, label, _ in rows], dtype=np.int64),
-        box=np.array([row.box for _, _, row in rows], dtype=np.float64).reshape(-1, 4),
+        box=box,
         difficult=np.array([row.difficult for _, _, row in rows], dtype=bool),
         truncated=np.array([row.truncated for _, _, row in rows], dtype=bool),
         missing={tag: sum(row.lacks >> bit & 1 for _, _, row in rows) for bit, tag in enumerate(TAGS)},
@@ -148,6 +152,8 @@ def read_roots(
         stems=tuple(stem for _, stem in kept),
         image_files=tuple(Path(xml.image or f"{root}/JPEGImages/{stem}.jpg") for root, stem, xml in files),
         image_readable=np.array([xml.image_readable for _, _, xml in files], dtype=bool),
+        crowd=np.zeros(len(rows), dtype=bool),
+        area=(box[:, 2:] - box[:, :2] + 1).prod(axis=1),
         warnings=tuple(warnings),
         unnamed=dict(others),
         absent=tuple(name for name in names if name not in named),
@@ -225,9 +231,23 @@ def _class_names(
         if not names:
             raise UserError(_why_no_object(folders(), read))
         return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
+    return named_classes(classes, lambda text: not there().isdisjoint(map(str.strip, text.splitlines())))
+
+
+def named_classes(
+    classes: str | Path | Sequence[str], plausible: Callable[[str], bool] = lambda text: True
+) -> tuple[str, ...]:
+    """The classes that a user names: in a list, in a text with commas, or in a text file with one a line.
+
+    Args:
+        classes: as given.
+        plausible: says of the text of a file whether it is read in the right encoding.
+
+    Raises:
+        UserError: if no class is named, or one is named twice.
+    """
     if isinstance(classes, str | Path) and is_file(as_path(classes)):
-        text = read_text(as_path(classes), lambda text: not there().isdisjoint(map(str.strip, text.splitlines())))
-        given = [line.strip() for line in text.splitlines()]
+        given = [line.strip() for line in read_text(as_path(classes), plausible).splitlines()]
     else:
         given = _comma_separated(classes) if isinstance(classes, str | Path) else [str(name) for name in classes]
     names_given = tuple(nfc(name) for name in given if name)

@@ -34,14 +34,15 @@ def read_xml_folder(root: Path, image_folders: Sequence[Path] = ()) -> dict[str,
     cache = cache_folder(root)
     if cache and (cached := _load(cache / "annotations.json", key)) is not None:
         return cached
-    files = settle_sizes(_parse(folder), images_by_stem(places))
+    files = settle_sizes(parse(folder), images_by_stem(places))
     if cache:
         with contextlib.suppress(OSError, UserError), written_whole(cache / "annotations.json") as temporary:
             temporary.write_text(json.dumps([key, files]), encoding="utf-8")  # a full disk costs the cache only
     return files
 
 
-def _parse(folder: Path) -> dict[str, XMLFile]:
+def parse(folder: Path) -> dict[str, XMLFile]:
+    """The XML files of a folder and of those below it, by their path within it without suffix."""
     files: dict[str, XMLFile] = {}
     for name in sorted(name for name, _ in files_in(folder) if name.lower().endswith(".xml")):
         stem = nfc(name[: -len(".xml")])

@@ -90,7 +90,7 @@ class AnchorLoss:
                 box = box + (1 - iou).mean()
                 flat = torch.zeros_like(objectness).flatten()
                 index = _flat_index(place, objectness.shape)
-                flat.scatter_reduce_(0, index, iou.detach().clamp(min=0).to(flat.dtype), "amax")
+                flat.scatter_reduce_(0, index, self.learned_objectness(iou).to(flat.dtype), "amax")
                 objectness = flat.view_as(objectness)
                 if self.classes > 1:
                     target = torch.full_like(found[:, 5:], negative)
@@ -101,6 +101,10 @@ class AnchorLoss:
         terms = {"box_loss": box, "obj_loss": obj, "cls_loss": cls}
         gained = torch.stack([self.settings[name.removesuffix("_loss")] * term for name, term in terms.items()])
         return gained * len(raw[0]), {name: each.detach() for name, each in zip(terms, gained)}
+
+    def learned_objectness(self, iou: Tensor) -> Tensor:
+        """What the objectness of matches is taught: the IoU of their boxes as they are, no part of the gradient."""
+        return iou.detach().clamp(min=0)
 
     def boxes(self, level: int, outputs: Tensor, anchor: Tensor) -> Tensor:
         """(k, 4): the boxes of outputs of one level, in cells from the corner of their own."""

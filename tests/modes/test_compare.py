@@ -1,0 +1,230 @@
+"""`yolo-os compare`, end to end: small trainings from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from builders import listed_dataset
+from conftest import ROOT
+
+from yolo_os import UserError
+from yolo_os.cli import main
+from yolo_os.integration import compare_run
+from yolo_os.integration.detect import Validation
+from yolo_os.modes.compare import config_of, parse
+
+TINY = ["epochs=2", "imgsz=64", "batch=6", "nbs=6", "device=cpu", "optimizer=SGD", "lr0=0.001", "warmup_epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def few(tiny_data, tmp_path_factory):
+    """Twelve images to learn from, four to choose by and eight to evaluate on."""
+    parts = {"train": ("train", slice(0, 12)), "val": ("val", slice(0, 4)), "test": ("test", slice(0, 8))}
+    return listed_dataset(tiny_data, tmp_path_factory.mktemp("few") / "few.yaml", parts)
+
+
+def figures(path):
+    return {arm["name"]: arm for arm in json.loads(path.read_text())["arms"]}
+
+
+def words(detector, few, *more):
+    return ["compare", f"model={detector}", f"data={few}", *TINY, *more]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Which images were opened while a model trains, is shifted or judged, and while it is evaluated on test."""
+    from ultralytics.data.base import BaseDataset
+
+    seen = {"before": set(), "test": set()}
+    phase = ["before"]
+    load, begin, evaluate = BaseDataset.load_image, Validation.__init__, compare_run._evaluate
+
+    def load_image(self, i, *given, **named):
+        seen[phase[0]].add(os.path.realpath(self.im_files[i]))
+        return load(self, i, *given, **named)
+
+    def opening(self, *given, split, **named):
+        phase[0] = "test" if split == "test" else "before"
+        begin(self, *given, split=split, **named)
+
+    def evaluated(*given):
+        try:
+            return evaluate(*given)
+        finally:
+            phase[0] = "before"
+
+    monkeypatch.setattr(BaseDataset, "load_image", load_image)
+    monkeypatch.setattr(Validation, "__init__", opening)
+    monkeypatch.setattr(compare_run, "_evaluate", evaluated)
+    return seen
+
+
+def test_a_comparison_from_end_to_end(detector, few, in_tmp, capsys, opened):
+    """Trained arms, a shift after one, and an arm that fails, whose error is recorded while the rest goes on."""
+    arms = ["stock", {"name": "bad", "optimizer": "Nothing"}, "sos", {"name": "half", "after": "stock", "keep": 0.5}]
+    config = {"model": str(detector), "data": str(few), "arms": arms, "seeds": 2, "replicates": 40}
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump(config))
+    command = ["compare", "config=c.yaml", *TINY, "epochs=1", "workers=0", "project=p", "json=j.json", "trace=True"]
+    assert main(command) == 1  # not all runs are there
+    out = capsys.readouterr().out
+    found, folder = figures(in_tmp / "j.json"), in_tmp / "p" / "exp"
+    assert list(found) == ["stock", "bad", "sos", "half"]
+    assert (found["stock"]["difference"], found["stock"]["low"], found["stock"]["high"]) == (0, 0, 0)
+    for name in ("sos", "half"):
+        arm = found[name]
+        assert arm["low"] <= arm["difference"] <= arm["high"]
+        assert arm["mean"] - found["stock"]["mean"] == pytest.approx(arm["difference"])
+        assert arm["seeds"] == [0, 1]
+        assert arm["squared_norm_ratio"] < 0.95
+        assert set(arm["loss"]) == {"train", "val", "test"}
+        assert arm["trace"] > 0
+        assert arm["verdict"] in out
+    assert found["stock"]["std"] is not None
+    content = json.loads((in_tmp / "j.json").read_text())
+    assert found["bad"]["mean"] is None
+    assert [each["arm"] for each in content["failures"]] == ["bad", "bad"]
+    assert all("Nothing" in each["error"] for each in content["failures"])
+
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/") >= 3
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert found["sos"]["verdict"] in page.replace("&#x27;", "'")
+    for name in ("differences.png", "cost.png", "curves.png", "arms.csv", "classes.csv", "report.md", "compare.json"):
+        assert (folder / name).stat().st_size > 100, name
+
+    tested = {os.path.realpath(line) for line in (few.parent / "few-test.txt").read_text().split()}
+    assert opened["test"] == tested
+    assert len(opened["before"]) == 16  # train and val
+    assert not opened["before"] & tested  # no test image is seen by training, selection or shift
+
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")}
+    assert len(made) == 6
+    assert main(["compare", f"folder={folder}", "replicates=40", "json=again.json"]) == 0
+    assert figures(in_tmp / "again.json") == found
+    with pytest.raises(UserError, match="made with other settings"):
+        from yolo_os.integration.compare import compare
+
+        compare(config_of(parse([*command[1:], "lr0=0.5"])), folder, workers=0)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")} == made
+
+
+def test_what_was_killed_goes_on(detector, few, in_tmp):
+    """After kill -9 the runs that were done stay, the one that ran resumes, and its process does not outlive it."""
+    command = words(detector, few, "arms=stock,toward", "seeds=1", "project=p", "replicates=40", "epochs=15")
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (in_tmp / "out.txt").open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", "yolo_os", *command], env=variables, stdout=out, stderr=out)
+    last = in_tmp / "p" / "exp" / "runs" / "few" / "stock-0" / "weights" / "last.pt"
+    while not last.is_file():
+        assert process.poll() is None, (in_tmp / "out.txt").read_text()
+        time.sleep(0.1)
+    (child,) = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    child.wait(timeout=30)
+    folder = in_tmp / "p" / "exp"
+    assert not list(folder.rglob("result.json"))
+    before = (last.parent.parent / "results.csv").read_text().splitlines()[1]
+
+    assert main([*command, "workers=0", "json=j.json"]) == 0
+    content = json.loads((in_tmp / "j.json").read_text())
+    assert content["runs"] == {"planned": 2, "done": 2}
+    rows = (last.parent.parent / "results.csv").read_text().splitlines()
+    assert (len(rows), rows[1]) == (16, before)  # the epochs before the end are those of the first process
+    assert any("1 trainings were interrupted" in warning for warning in content["warnings"])
+    assert "one seed" in content["verdict"]
+
+
+def test_the_plan_and_its_time(detector, few, in_tmp, capsys):
+    assert (
+        main(words(detector, few, "arms=stock,toward", "seeds=2", "fraction=4,1.0", "project=p", "dry_run=True")) == 0
+    )
+    out = capsys.readouterr().out
+    assert "8 runs in" in out
+    assert "toward, seed 1, few-4: shift of stock, to do" in out
+    assert re.search(r"estimated time: \d+ (s|min)", out)
+    assert not (in_tmp / "p").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=a.yaml", "arms=stock,sos"], "model=... is missing"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "seeds=0"], "seeds=0"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "seeds=[1,1]"], "names one twice"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "fraction=2.5"], "fraction=2.5"),
+        (["model=a.pt", "data=a.yaml,a.yaml", "arms=stock,sos"], "names one data set twice"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "held_out=1.5"], "held_out=1.5"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "seed=1"], "did you mean seeds"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "epoch=1"], "epoch"),
+        (["folder=nowhere", "epochs=3"], "leave epochs=3 away"),
+    ],
+)
+def test_bad_words(words, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        config_of(parse(words))
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"optimizr": "SGD"}, "optimizr"),
+        ({"os.evry": 2}, "evry"),
+        ({"lr0": "text"}, "lr0"),
+        ({"classes": [1]}, "classes="),
+    ],
+)
+def test_bad_arms_are_refused_before_anything_is_trained(detector, few, in_tmp, arm, said, capsys):
+    content = {"model": str(detector), "data": str(few), "arms": ["stock", {"name": "b", **arm}]}
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump(content))
+    assert main(["compare", "config=c.yaml", *TINY, "project=p"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (in_tmp / "p" / "exp").exists()
+
+
+def test_no_comparison_in_a_folder(in_tmp, capsys):
+    assert main(["compare", "folder=nowhere"]) == 2
+    assert "holds no comparison" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_ray_with_two_workers_of_which_one_is_killed(detector, few, in_tmp, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default they give way to all else on the machine
+    import threading
+
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    folder, killed = in_tmp / "p" / "exp", []
+
+    def kill():
+        """The Ray worker above the first process that works for a run."""
+        while not killed:
+            for process in psutil.process_iter(["cmdline"]):
+                line = process.info["cmdline"] or []
+                if compare_run.__name__ in line and any(str(folder) in part for part in line):
+                    process.parent().kill()
+                    killed.append(process)
+                    return
+            time.sleep(0.2)
+
+    threading.Thread(target=kill, daemon=True).start()
+    try:
+        command = words(detector, few, "arms=stock,sos", "seeds=2", "project=p", "ray=True", "replicates=40", "json=j")
+        assert main(command) == 0
+    finally:
+        ray.shutdown()
+    assert killed
+    killed[0].wait(timeout=30)  # its run's process ended with it
+    assert json.loads((in_tmp / "j").read_text())["runs"] == {"planned": 4, "done": 4}

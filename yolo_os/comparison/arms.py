@@ -1,0 +1,188 @@
+"""Arms of a comparison: a name, and what is different from the other arms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from yolo_os.errors import UserError
+from yolo_os.recipe import recipe_keys
+from yolo_os.settings import parse_value, reject_unknown
+
+PREFIX = "os."
+# What an arm may not set: rows of the table are by data, and runs are kept, seeded and resumed by the comparison.
+RESERVED = ("data", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "save", "val", "cfg")
+BACKBONE = "backbone"  # a value of `freeze`: as many modules as the model's backbone has
+_OWN = ("jitter", "like", "after", "name")
+_SHIFT = ("recipe", "toward", "retain", "retain_drop", "shares")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
+_FACTOR = re.compile(r"x(\d+(\.\d+)?)")
+
+# The arms that need no description. `x3` is three times what the other arms have.
+READY: dict[str, dict[str, Any]] = {
+    "stock": {},
+    "control": {"jitter": 1e-4},
+    "default": {"os": "train"},
+    "budget": {"os": "budget"},
+    "sos": {"os": "sos"},
+    "sos_paper": {"os": "sos_paper", "os.every": "epoch", "os.start": 0.0, "os.final": None},
+    "freeze": {"freeze": BACKBONE},
+    "low_lr": {"lr0": "x0.1"},
+    "weight_decay_x3": {"weight_decay": "x3"},
+    "weight_decay_x10": {"weight_decay": "x10"},
+    "toward": {"after": "stock", "toward": True},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+        name: that of its row, and of its runs' folders.
+        train: keys of `yolo train` that are not those of the other arms; a text such as `x3` is a factor.
+        os: keys of `yolo-os train` without their prefix, `os` itself among them; none: no shifts.
+        jitter: size of the noise that the prediction layers are multiplied with, for a control.
+        after: the arm whose checkpoints a shift starts from; None: an arm that is trained.
+        shift: settings of that shift, as `yolo-os shift` takes them.
+    """
+
+    name: str
+    train: dict[str, Any] = field(default_factory=dict)
+    os: dict[str, Any] = field(default_factory=dict)
+    jitter: float | None = None
+    after: str | None = None
+    shift: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, in the words that `read_arms` takes."""
+        os = {name if name == "os" else f"{PREFIX}{name}": value for name, value in self.os.items()}
+        if not (self.train or os or self.jitter or self.after):
+            os = {"os": False}  # so that it is not taken for a ready arm of its name
+        own = {key: value for key, value in (("jitter", self.jitter), ("after", self.after)) if value is not None}
+        return {"name": self.name, **own, **self.train, **os, **self.shift}
+
+    def settings(self, common: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of `yolo train` and their values: those of all arms with this arm's in their place, factors applied.
+
+        Args:
+            common: keys that all arms share.
+            defaults: what Ultralytics takes for keys that are not given.
+
+        Raises:
+            UserError: for a factor of something that is no number.
+        """
+        made = dict(common)
+        for key, value in self.train.items():
+            factor = factor_of(value)
+            if factor is not None and key != "lr0":  # which optimizer=auto takes no notice of: see the callbacks
+                base = common.get(key, defaults.get(key))
+                if isinstance(base, bool) or not isinstance(base, int | float):
+                    raise UserError(f"arm {self.name}: {key}={value} is a factor, and {key}={base} is no number")
+                made[key] = base * factor
+            elif factor is None:
+                made[key] = value
+        return made
+
+    @property
+    def rate(self) -> float:
+        """What the learning rate is multiplied with."""
+        return factor_of(self.train.get("lr0")) or 1.0
+
+
+def factor_of(value: Any) -> float | None:
+    """The number in a text such as `x3`; None for any other value."""
+    match = _FACTOR.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) if match else None
+
+
+def read_arms(given: Any) -> tuple[Arm, ...]:
+    """Arms from what a user gives: names of ready arms with commas, or a list or mapping of a YAML file.
+
+    A list holds names of ready arms and mappings with a `name`; a mapping has the names as its keys. A setting `like`
+    names a ready arm, or one before it, whose settings the arm has too.
+
+    Raises:
+        UserError: for an unknown name or setting, a name given twice, or an `after` that names no arm before it.
+    """
+    made: dict[str, Arm] = {}
+    for name, settings in _entries(given):
+        if not _NAME.fullmatch(name):
+            raise UserError(f"arm '{name}': a name has letters, digits and . _ + - only, and at most 60")
+        if name in made:
+            raise UserError(f"arm {name} is given twice")
+        made[name] = _arm(name, settings, made)
+    if len(made) < 2:
+        raise UserError(f"arms={given}: takes at least two, the first of which the others are compared with")
+    first = next(iter(made.values()))
+    if first.after:
+        raise UserError(f"arm {first.name}: the first arm is the reference and has to be one that is trained")
+    return tuple(made.values())
+
+
+def _entries(given: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",") if part.strip()]
+    if isinstance(given, Mapping):
+        given = [{"name": name, **_mapping(name, settings)} for name, settings in given.items()]
+    if not isinstance(given, Sequence):
+        raise UserError(f"arms={given}: takes names with commas, a list, or a mapping of names to settings")
+    for entry in given:
+        if isinstance(entry, Mapping):
+            name = str(entry.get("name", ""))
+            yield name, {str(key): value for key, value in entry.items() if key != "name"}
+        else:
+            yield str(entry), {}
+
+
+def _mapping(name: Any, settings: Any) -> dict[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UserError(f"arm {name}: {settings} is no mapping of settings")
+    return dict(settings or {})
+
+
+def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm]) -> Arm:
+    if not settings:
+        if name not in READY:
+            raise UserError(f"arm {name}: has no settings and is none of the ready arms {', '.join(READY)}")
+        settings = READY[name]
+    like = settings.get("like")
+    if like is not None:
+        if like in before:
+            base = {key: value for key, value in before[like].to_dict().items() if key != "name"}
+        elif like in READY:
+            base = READY[like]
+        else:
+            raise UserError(f"arm {name}: like={like} is no arm before it and no ready one ({', '.join(READY)})")
+        settings = {**base, **{key: value for key, value in settings.items() if key != "like"}}
+    settings = {key: parse_value(value) if isinstance(value, str) else value for key, value in settings.items()}
+    after, jitter = settings.pop("after", None), settings.pop("jitter", None)
+    if jitter is not None and (isinstance(jitter, bool) or not isinstance(jitter, int | float) or jitter <= 0):
+        raise UserError(f"arm {name}: jitter={jitter} takes a number above 0")
+    if after is not None:
+        return _post_shift(name, str(after), settings, before)
+    for key in settings:
+        if key in RESERVED:
+            raise UserError(f"arm {name}: {key}= is the same for all arms, or made by the comparison")
+    os = {key.removeprefix(PREFIX): value for key, value in settings.items() if key == "os" or key.startswith(PREFIX)}
+    train = {key: value for key, value in settings.items() if key != "os" and not key.startswith(PREFIX)}
+    return Arm(name, train, {} if os == {"os": False} else os, jitter)
+
+
+def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping[str, Arm]) -> Arm:
+    if after not in before:
+        raise UserError(f"arm {name}: after={after} is no arm before it")
+    if before[after].after:
+        raise UserError(f"arm {name}: after={after} is a shift itself; start from an arm that is trained")
+    try:
+        reject_unknown(settings, [*_SHIFT, *(key.name for key in recipe_keys())])
+    except UserError as error:
+        raise UserError(f"arm {name}: {error}") from None
+    if settings.get("toward") in (None, False):
+        settings.pop("toward", None)
+        for key in ("retain", "retain_drop", "shares"):
+            if key in settings:
+                raise UserError(f"arm {name}: {key}= says nothing without toward=")
+    return Arm(name, after=after, shift=settings)

@@ -1,0 +1,151 @@
+"""What an arm of a comparison does to a training, besides its settings: callbacks for a stock `YOLO`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.cfg import check_dict_alignment, get_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT, RANK
+
+from yolo_os.comparison.arms import BACKBONE, Arm
+from yolo_os.comparison.plan import Config
+from yolo_os.errors import UserError
+from yolo_os.heads import find_head, last_module, unwrap
+from yolo_os.integration.callback import SOS
+from yolo_os.integration.checkpoint import write
+from yolo_os.integration.runtime import quiet
+from yolo_os.recipe import with_implied_method
+
+START = "start.pt"  # the weights that a training with a new head started from
+JITTER_FROM = 0.7  # of the training, as the shifts that the control stands beside
+
+
+class Jitter:
+    """Multiplies the prediction layers by 1 + size times noise, after each epoch of the last part of a training.
+
+    What it does to mAP is luck of training, which shifts have too: an arm that differs by no more did nothing.
+    """
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Disturb the weights."""
+        if trainer.epoch + 1 < JITTER_FROM * trainer.epochs:
+            return
+        noise = torch.Generator().manual_seed(trainer.epoch)
+        with torch.no_grad():
+            for layer in find_head(unwrap(trainer.model)).layers:
+                weight = layer.module.weight
+                weight.mul_(1 + self.size * torch.randn(weight.shape, generator=noise).to(weight))
+
+
+class ScaledRate:
+    """Multiplies the learning rate, also that which `optimizer=auto` chooses."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """Scale what the schedule starts from: of a training that is resumed too, whose groups were scaled before."""
+        base = [rate * self.factor for rate in trainer.scheduler.base_lrs]
+        trainer.scheduler.base_lrs = base
+        for group, rate in zip(trainer.optimizer.param_groups, base):
+            group["initial_lr"] = group["lr"] = rate
+
+
+class NewHead:
+    """Draws every weight of the last module anew by a seed, with torch's and Ultralytics' own initialisation."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """Draw them, for the model and its average, and keep the start for what moves back towards it."""
+        if trainer.resume:
+            return
+        model = unwrap(trainer.model)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            draw_head(model)
+        trainer.ema.ema.load_state_dict(model.state_dict())
+        if RANK in (-1, 0):
+            self._keep(trainer)
+
+    @staticmethod
+    def _keep(trainer: Any) -> None:
+        write({"model": trainer.ema.ema, "train_args": vars(trainer.args)}, Path(trainer.wdir) / START)
+
+
+def draw_head(model: nn.Module) -> None:
+    """Draw every weight of the last module anew."""
+    head: Any = last_module(model)
+    fixed = set(head.dfl.modules()) if isinstance(getattr(head, "dfl", None), nn.Module) else set()
+    for module in head.modules():
+        if hasattr(module, "reset_parameters") and module not in fixed:  # the weight of `dfl` is 0, 1, 2, ...
+            module.reset_parameters()
+    if hasattr(head, "bias_init"):
+        head.bias_init()
+
+
+def attach(model: Any, arm: Mapping[str, Any], new_head: bool, seed: int) -> None:
+    """Have a `YOLO` call what an arm does besides its settings; before any shifts are attached to it."""
+    if new_head:
+        model.add_callback("on_pretrain_routine_end", NewHead(seed).on_pretrain_routine_end)
+    if arm["rate"] != 1:
+        model.add_callback("on_pretrain_routine_end", ScaledRate(arm["rate"]).on_pretrain_routine_end)
+    if arm["jitter"]:
+        model.add_callback("on_train_epoch_end", Jitter(arm["jitter"]).on_train_epoch_end)
+
+
+def callback_of(settings: Mapping[str, Any]) -> SOS | None:
+    """The shifts of an arm; None where it has none.
+
+    Args:
+        settings: keys of `yolo-os train` without their prefix, and `os` itself.
+
+    Raises:
+        UserError: for an unknown setting or a bad value.
+    """
+    given = dict(settings)
+    choice = given.pop("os", None if given else False)
+    if choice is False:
+        if given:
+            raise UserError(f"os=False trains without shifts: leave os.{next(iter(given))} away")
+        return None
+    if choice is None:
+        given = with_implied_method(given, "os.")
+    return SOS.from_yaml("train" if choice in (None, True) else choice, **given)
+
+
+def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, Any]:
+    """The keys of `yolo train` of an arm, complete but for data, seed and folder.
+
+    Args:
+        arm: a trained one.
+        config: of the comparison.
+        backbone: how many modules the model's backbone has; None: unknown.
+
+    Raises:
+        UserError: for an unknown key or a bad value.
+    """
+    made = arm.settings({"model": config.model, **config.train}, DEFAULT_CFG_DICT)
+    if made.get("freeze") == BACKBONE:
+        if backbone is None:
+            raise UserError(f"arm {arm.name}: freeze={BACKBONE} and model={config.model} says of no backbone; a number")
+        made["freeze"] = backbone
+    for key in ("single_cls", "classes"):
+        if made.get(key):
+            raise UserError(f"arm {arm.name}: {key}={made[key]} changes what is evaluated: prepare the data instead")
+    try:
+        with quiet():
+            check_dict_alignment({**DEFAULT_CFG_DICT, "task": None, "mode": None}, made)
+            get_cfg(overrides={key: value for key, value in made.items() if key != "task"})
+        callback_of(arm.os)
+    except (SyntaxError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"arm {arm.name}: {' '.join(str(error).split())}") from None
+    return made
