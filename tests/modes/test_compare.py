@@ -189,7 +189,7 @@ def test_bad_arms_are_refused_before_anything_is_trained(detector, few, in_tmp, 
     (in_tmp / "c.yaml").write_text(yaml.safe_dump(content))
     assert main(["compare", "config=c.yaml", *TINY, "project=p"]) == 2
     assert said in capsys.readouterr().err
-    assert not list((in_tmp / "p").rglob("weights"))
+    assert not (in_tmp / "p" / "exp").exists()
 
 
 def test_no_comparison_in_a_folder(in_tmp, capsys):
