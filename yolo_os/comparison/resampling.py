@@ -165,12 +165,11 @@ def _rank_coco(truth: Truth, found: Found) -> list[Ranking]:
     crowd = np.zeros(len(boxes.label), dtype=bool)
     matches = match_coco(boxes, boxes.size, crowd, detections, found.score, len(truth.files), AREAS["all"])
     bounds = np.searchsorted(found.class_index[matches.row], np.arange(len(truth.classes) + 1)).tolist()
-    return [
-        Ranking(
-            found.image[matches.row[start:stop]], matches.true[:, start:stop], None, boxes.image[boxes.label == label]
-        )
-        for label, (start, stop) in enumerate(itertools.pairwise(bounds))
-    ]
+    rankings = []
+    for label, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        wanted = boxes.image[boxes.label == label]
+        rankings.append(Ranking(found.image[matches.row[start:stop]], matches.true[:, start:stop], None, wanted))
+    return rankings
 
 
 def _sides(box: Floats) -> Floats:
