@@ -158,6 +158,7 @@ def test_voc_reports_and_its_exit_code_says_when_something_was_lost(kit, in_tmp,
     assert main(["voc", f"devkit={kit}", "out=ds"]) == 3
     captured = capsys.readouterr()
     assert captured.err.count("broken XML") == 10
+    assert "note: out=ds was there already and has been replaced" in captured.err
     assert "... and 2 more (all of them in ds/problems.txt)" in captured.err
     assert len((in_tmp / "ds/problems.txt").read_text().splitlines()) == 12
     assert main(["voc", "out=ds"]) == 2

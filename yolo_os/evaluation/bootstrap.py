@@ -206,8 +206,11 @@ def bars_of_gain(
     """Error bars of the gain in figures of the second detector over the first."""
     drawn = replicates([first, second], draws(plan.images, plan.replicates, plan.seed), figures.score, figures.number)
     samples = np.concatenate([figures.combine(new) - figures.combine(old) for old, new in drawn], axis=1)
-    swaps = exchanges(first, second, plan.images, plan.replicates, plan.seed, figures.score, figures.number)
+    # An exchange and its reverse differ in the sign: half of them are computed.
+    half = (plan.replicates + 1) // 2
+    swaps = exchanges(first, second, plan.images, half, plan.seed, figures.score, figures.number)
     swapped = np.concatenate([figures.combine(each) for each in swaps], axis=1)
+    swapped = np.concatenate([swapped, -swapped], axis=1)[:, : plan.replicates]
     boxes, holding = _boxes(first)
 
     def mean(value: Floats, sample: Floats, swap: Floats, chosen: NDArray[np.bool_]) -> Difference:
@@ -301,8 +304,8 @@ def _voc_score(recall_points: Floats) -> Score:
     """AP and AP07."""
 
     def score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
-        drawn = np.diff(found, axis=0, prepend=0)
-        ap = (envelope * drawn).sum(axis=0) / positives
+        drawn = np.diff(found, axis=0, prepend=np.int32(0))
+        ap = np.einsum("ij,ij->j", envelope, drawn) / positives
         return np.stack([ap, interpolated(found, envelope, positives, tuple(recall_points.tolist()))])
 
     return score
@@ -312,11 +315,13 @@ def interpolated(found: Counts, envelope: Floats, positives: Counts, recall_poin
     """Mean over recall points of the monotone precision from there on, 0 where a recall is not reached."""
     unique, which = np.unique(positives, return_inverse=True)
     tables = [_points_reached(each, recall_points) for each in unique.tolist()]
-    starts = np.cumsum([0, *map(len, tables[:-1])])
-    reached = np.concatenate(tables).take(found + starts[which].astype(np.int32))
+    if len(tables) > 1:
+        starts = np.cumsum([0, *map(len, tables[:-1])]).astype(np.int32)
+        found = found + starts[which]
+    reached = np.concatenate(tables).take(found, mode="clip")  # all are inside: it only saves the check
     # Each precision counts for the points that its recall is the first to reach.
     gained = np.diff(reached, axis=0, prepend=np.int16(0))
-    means: Floats = (envelope * gained).sum(axis=0) / len(recall_points)
+    means: Floats = np.einsum("ij,ij->j", envelope, gained) / len(recall_points)
     return means
 
 

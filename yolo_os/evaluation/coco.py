@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import io
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +104,14 @@ def coco_result(
                 truth.image[matches.wanted & (truth.label == label)],
             )
         )
+    return result_of(rankings, annotations.classes, images)
+
+
+def result_of(rankings: Sequence[Ranking], classes: tuple[str, ...], images: int) -> CocoResult:
+    """AP, AP50 and AP75 of each class from its ranking, whatever kind of overlap made it."""
     once = np.ones((images, 1), np.uint8)
     scores = np.stack([ranking.figures(once, _score, 1) for ranking in rankings], axis=-1)
-    return CocoResult(_combine(scores)[:, 0], annotations.classes, images, tuple(rankings))
+    return CocoResult(_combine(scores)[:, 0], classes, images, tuple(rankings))
 
 
 def coco_bootstrap(

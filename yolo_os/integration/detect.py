@@ -95,7 +95,8 @@ class Validation:
     ) -> None:
         task = task_of(model)
         if task not in _VALIDATORS:
-            raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of")
+            remedy = f": yolo-os val task={task} judges what it gives" if task == "obb" else ""
+            raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of{remedy}")
         self.data = data if called is None else called
         self.described = describe(data, split, class_names_of(model), called)
         check_channels(model, self.data, self.described)

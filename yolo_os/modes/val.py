@@ -19,13 +19,14 @@ from yolo_os.files import (
     discard_folder,
     is_file,
     run_folder,
+    write_json,
     write_text,
 )
 from yolo_os.modes.common import say_replaced
 from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
-from yolo_os.terminal import kept_output
+from yolo_os.terminal import counted, kept_output
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Annotations
@@ -54,6 +55,13 @@ KEYS = (
         "ground truth: a data.yaml, a VOCdevkit, COCO's JSON of annotations, or a folder of VOC XML files",
     ),
     *DEVKIT_KEYS,
+    Key(
+        "task",
+        (str,),
+        "detect",
+        "detect: boxes; segment, pose, obb: COCO's metric of masks, keypoints, rotated boxes, of a data.yaml or JSON",
+        choices=("detect", "segment", "pose", "obb"),
+    ),
     Key("images", (str, type(None)), None, "with COCO's JSON or XML files: folder of the images, if not beside them"),
     Key("split", (str,), "test", "split of the ground truth; COCO's JSON is one split"),
     Key("iou", (float,), 0.5, "least IoU of a match (that of the suppression of overlaps is nms_iou)"),
@@ -107,6 +115,9 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
     check_folder("val", options)
     say_replaced({"json": options["json"]})
     models = _load_models(sources, options) if options["model"] is not None else {}
+    _say_tasks(models, options["task"])
+    if options["task"] != "detect":
+        return _run_task(sources, models, options, printed)
     annotations = _ground_truth(options, models)
     _groups(annotations, options)  # which may be refused, better now than after the models have run
     folder = run_folder("val", options)
@@ -144,6 +155,65 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
         write_text(as_path(options["json"]), text)
     print(f"results in {folder}")
     return INCOMPLETE if annotations.lost else 0
+
+
+def _say_tasks(models: dict[str, Checkpoint], task: str) -> None:
+    """Say of models that give more than boxes that boxes are what is judged."""
+    if not models or task != "detect":
+        return
+    from yolo_os.integration.data import task_of
+
+    for name, model in models.items():
+        own = task_of(model.model)
+        if own in ("segment", "pose"):
+            what = {"segment": "masks", "pose": "keypoints"}[own]
+            print(f"note: {name}: its boxes are judged; task={own} judges its {what}", file=sys.stderr)
+
+
+def _run_task(
+    sources: dict[str, str], models: dict[str, Checkpoint], options: dict[str, Any], printed: list[str]
+) -> int:
+    """The run for masks, keypoints or rotated boxes."""
+    from yolo_os.evaluation.tasks import evaluate_task, read_task_detections, read_task_truth, task_rows
+    from yolo_os.modes.val_tasks import TaskRun, report_task
+
+    task = options["task"]
+    if options["devkit"] is not None or options["data"] is None:
+        raise UserError(f"task={task}: give the ground truth with data=, a data.yaml or COCO's JSON")
+    if models and as_path(options["data"]).suffix.lower() == ".json":
+        raise UserError(f"task={task}: a model is run over a data.yaml; with COCO's JSON give detections=")
+    truth = read_task_truth(options["data"], task, options["split"], options["images"])
+    _print_ground_truth(truth.annotations)
+    runs = []
+    for name, source in sources.items():
+        if name in models:
+            from yolo_os.integration.data import class_names_of
+            from yolo_os.integration.predictions import predictions
+
+            model = models[name]
+            named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
+            named |= {"imgsz": options["imgsz"] or model.imgsz, "iou": options["nms_iou"]}
+            found = predictions(model.model, options["data"], task, **named)
+            rows, others = task_rows(found, dict(enumerate(class_names_of(model.model))), truth)
+            left_out = f"; {others} of classes or images that the ground truth lacks left out" if others else ""
+        else:
+            rows, left_out = read_task_detections(source, truth), ""
+        print(f"{name}: {counted(len(rows), 'detection')}{left_out}")
+        runs.append(TaskRun(name, *evaluate_task(truth, rows), len(rows)))
+    folder = run_folder("val", options)
+    report_problems(truth.annotations.problems, f"all of them in {folder / 'problems.txt'}")
+    if truth.annotations.problems:
+        write_text(folder / "problems.txt", "".join(f"{problem}\n" for problem in truth.annotations.problems))
+    replicates = options["bootstrap"]
+    if replicates is None:
+        replicates = _REPLICATES if len(runs) > 1 else 0
+    content = report_task(runs, truth, replicates, options)
+    content["made"] = _made(options, sources, models, truth.annotations)
+    write_text(folder / "val.log", f"{content['made']['command']}\n\n{''.join(printed)}")
+    for path in filter(None, (folder / "voc.json", options["json"])):
+        write_json(as_path(path), content)
+    print(f"results in {folder}")
+    return INCOMPLETE if truth.annotations.lost else 0
 
 
 def _sources(options: dict[str, Any]) -> dict[str, str]:

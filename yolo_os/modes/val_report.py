@@ -115,14 +115,10 @@ def _print_parts(runs: Sequence[Run], parts: Parts, settings: dict[str, int], co
 
 
 def not_yolo_val(runs: Sequence[Run]) -> str:
-    """The one line on how these figures differ from `yolo val`'s."""
+    """One short line, since it comes on every run: these figures differ from `yolo val`'s, and where to read why."""
     known = [f"{run.ultralytics_map50:.4f}" for run in runs if run.ultralytics_map50 is not None]
     figure = f" ({', '.join(known)} here)" if known else ""
-    return (
-        f"yolo val's mAP50 of the same detections{figure} is another number: it counts hits on difficult objects as"
-        " false, averages 101 recalls, gives a second hit the next free box, and Ultralytics' own VOC labels lie half a"
-        " pixel off (docs/evaluation.md)"
-    )
+    return f"yolo val's mAP50 of the same detections{figure} is another number: docs/evaluation.md says why"
 
 
 def draw_compared(runs: Sequence[Run], annotations: Annotations, folder: Path) -> None:

@@ -105,7 +105,7 @@ def read_coco_json(
         else:
             items.append(Item(numbers[image], labels[category], box, area, crowd))
     ids = {name: given for given, name in names.items()}
-    annotations = annotations_of(chosen, files, items, (path.parent, path.stem), problems, folder.notes())
+    annotations = annotations_of(chosen, files, items, (path.resolve().parent, path.stem), problems, folder.notes())
     return replace(
         annotations,
         unnamed=dict(others),
