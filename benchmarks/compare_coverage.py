@@ -103,7 +103,7 @@ def main():
         cells = []
         for seeds in numbers:
             held, widths = coverage(simulate, parts, seeds, many, weights, random)
-            cells += [f"{rate:.3f} ({width:.3g})" for rate, width in zip(held, widths)]
+            cells += [f"{rate:.3f} ({width:.2f})" for rate, width in zip(held, widths)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -1,17 +1,21 @@
-"""Measure the VOC evaluator: its speed, how its figures differ from `yolo val`'s, and how good its error bars are.
+"""Measure the evaluator: its speed, how its figures differ from `yolo val`'s, and how good its error bars are.
 
-    python benchmarks/voc_evaluation.py speed       # against pycocotools and plain loops, about a minute
+    python benchmarks/voc_evaluation.py speed       # of VOC's figures, against plain loops
+    python benchmarks/voc_evaluation.py coco        # COCO's numbers: whether they are pycocotools', time and memory
     python benchmarks/voc_evaluation.py causes      # from the devkit's mAP to that of yolo val, one cause at a time
-    python benchmarks/voc_evaluation.py coverage    # how often a 95 % interval holds what it should
+    python benchmarks/voc_evaluation.py coverage    # how often a 95 % interval holds the figure of the whole set
 
 All run on a made-up workload the size of the VOC2007 test set (4,952 images, 15,000 boxes, 300,000 detections, 20
-classes); `causes` and `coverage` also take real ones: detections=FOLDER devkit=VOCdevkit [year= split=].
+classes); all but `speed` also take real ones: detections=FOLDER devkit=VOCdevkit [year= split=]. Coverage against a
+truth that is known exactly, and the error of p-values: benchmarks/intervals.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -23,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_os.evaluation.coco import coco_evaluation
+from yolo_os.evaluation.coco import coco_bootstrap, coco_evaluation, coco_numbers, coco_result, error_types
 from yolo_os.voc import VOCResult, bootstrap, evaluate_voc, read_detections, read_devkit
 
 
@@ -137,34 +141,125 @@ def speed(work: Workload) -> None:
         f" (largest difference of an AP: {difference:.0e})"
     )
 
-    other = replace(work, det_score=work.det_score + np.random.default_rng(1).normal(0, 0.02, len(work.det_score)))
-    second = other.evaluate()
-    start = time.perf_counter()
-    gain = bootstrap(result, second)
-    bars = time.perf_counter() - start
-    print(f"1,000 paired replicates   {bars * 1000:9.1f} ms   {bars / ours:6.1f} times as long   {gain.map}")
-
-    coco = coco_seconds(work)
-    print(f"pycocotools' 12 numbers   {coco * 1000:9.1f} ms   {coco / ours:6.1f} times as long")
+    second = noisy(work).evaluate()
+    gain, (bars, processor) = timed(lambda: bootstrap(result, second))
+    print(
+        f"1,000 paired replicates   {bars * 1000:9.1f} ms ({processor * 1000:.0f} of processor), exchanges included,"
+        f"   {bars / ours:6.1f} times as long   {gain.map}"
+    )
 
 
-def coco_seconds(work: Workload) -> float:
-    """Seconds of evaluate, accumulate and summarize; loading is not counted."""
+def as_coco(work: Workload, crowds: bool = False) -> tuple[Any, Any]:
+    """Ground truth and detections as yolo_os.evaluation.coco takes them; `crowds` makes every seventh object one."""
+    truth = SimpleNamespace(
+        image=work.gt_image,
+        class_index=work.gt_class,
+        box=work.gt_box,
+        difficult=work.gt_difficult.astype(bool),
+        crowd=np.arange(len(work.gt_box)) % 7 == 0 if crowds else np.zeros(len(work.gt_box), bool),
+        area=(work.gt_box[:, 2:] - work.gt_box[:, :2] + 1).prod(axis=1),
+        images=range(work.images),
+        classes=tuple(map(str, range(work.classes))),
+    )
+    columns = {"image": work.det_image, "class_index": work.det_class, "box": work.det_box, "score": work.det_score}
+    return truth, SimpleNamespace(**columns)
+
+
+def noisy(work: Workload) -> Workload:
+    """A second detector: the scores with noise."""
+    noise = np.random.default_rng(1).normal(0, 0.02, len(work.det_score))
+    return replace(work, det_score=work.det_score + noise)
+
+
+def coco(work: Workload) -> None:
+    """All bars of COCO's numbers in one run."""
+    print(f"{work.images:,} images, {len(work.gt_box):,} boxes, {len(work.det_box):,} detections")
+    used = subprocess.run([sys.executable, __file__, "memory"], capture_output=True, text=True, check=True)
+    print(f"memory of numbers, errors and 1,000 paired replicates of the made-up workload: {used.stdout.strip()}")
+    given = as_coco(work)
+    adversarial = select(work, 400)
+    adversarial = replace(
+        adversarial, det_score=adversarial.det_score.round(1), det_box=(adversarial.det_box / 8).round() * 8 + 1
+    )
+    for name, truth, found in (
+        ("this workload", *given),
+        ("400 images of it, boxes on a grid, equal scores, a seventh crowds", *as_coco(adversarial, crowds=True)),
+    ):
+        print(f"largest difference to pycocotools, {name}: {largest_difference(truth, found):.0e}")
+
+    numbers, seconds = timed(lambda: coco_numbers(*given))
+    print(f"12 numbers by hotcoco       {seconds[0]:8.2f} s ({seconds[1]:.2f} s of processor)   AP {numbers['AP']:.4f}")
+    results, seconds = timed(lambda: [coco_result(*as_coco(each)) for each in (work, noisy(work))])
+    print(f"matches of two detectors    {seconds[0]:8.2f} s ({seconds[1]:.2f} s)")
+    gain, ours = timed(lambda: coco_bootstrap(*results))
+    print(
+        f"1,000 paired replicates     {ours[0]:8.2f} s ({ours[1]:.2f} s)   AP {gain['AP'].mean}, AP50 and AP75,"
+        f" of the mean and {work.classes} classes"
+    )
+    theirs = [hotcoco_evaluated(each) for each in (work, noisy(work))]
+    _, seconds = timed(lambda: importlib.import_module("hotcoco").compare(*theirs, n_bootstrap=50))
+    print(
+        f"hotcoco's compare, 50       {seconds[0]:8.2f} s ({seconds[1]:.2f} s); times 20 for 1,000:"
+        f" {20 * seconds[0] / ours[0]:.0f} times ours ({20 * seconds[1] / ours[1]:.0f} of processor time)"
+    )
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    """What comes of a call; seconds on the clock and of the processor, all threads together."""
+    start = time.perf_counter(), time.process_time()
+    result = run()
+    return result, (time.perf_counter() - start[0], time.process_time() - start[1])
+
+
+def largest_difference(truth: Any, found: Any) -> float:
+    """Of the twelve numbers, and of AP, AP50 and AP75 of our matches and of their classes, to pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    names = {"images": range(work.images), "classes": range(work.classes)}
-    image, label, box, difficult = work.truth()
-    truth: Any = SimpleNamespace(image=image, class_index=label, box=box, difficult=difficult, **names)
-    columns = {"image": work.det_image, "class_index": work.det_class, "box": work.det_box, "score": work.det_score}
-    found: Any = SimpleNamespace(**columns)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = coco_evaluation(truth, found, 1.0, COCO, COCOeval)
-        start = time.perf_counter()
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        return time.perf_counter() - start
+    stats = np.where(evaluation.stats < 0, np.nan, evaluation.stats)
+    result = coco_result(truth, found)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    classes = np.where(precision < 0, np.nan, precision).mean(axis=1)
+    pairs = (
+        (list(coco_numbers(truth, found).values()), stats),
+        (list(result.means.values()), stats[:3]),
+        (result.ap, np.stack([classes.mean(axis=0), classes[0], classes[5]])),
+    )
+    assert all(np.array_equal(np.isnan(mine), np.isnan(theirs)) for mine, theirs in pairs)
+    return max(float(np.nanmax(np.abs(np.asarray(mine) - theirs))) for mine, theirs in pairs)
+
+
+def hotcoco_evaluated(work: Workload) -> Any:
+    engine = importlib.import_module("hotcoco")
+    evaluation = coco_evaluation(*as_coco(work), 1.0, engine.COCO, engine.COCOeval)
+    evaluation.evaluate()
+    return evaluation
+
+
+def memory(work: Workload) -> None:
+    """The largest resident size of a process that does all of COCO's figures for two detectors."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pair = [as_coco(each) for each in (work, noisy(work))]
+    for each in pair:
+        coco_numbers(*each)
+        error_types(*each)
+    coco_bootstrap(*(coco_result(*each) for each in pair))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{peak:.0f} MB, of which {before:.0f} MB Python, numpy and the arrays")
+
+
+def select(work: Workload, images: int) -> Workload:
+    """The first images."""
+    box, det = work.gt_image < images, work.det_image < images
+    truth = (column[box] for column in work.truth())
+    return Workload(images, work.classes, *truth, *(column[det] for column in work.columns()[4:]))
 
 
 def causes(work: Workload) -> None:
@@ -235,31 +330,31 @@ def ultralytics_ap(work: Workload, hits: tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def coverage(work: Workload, images: int = 500, sets: int = 200) -> None:
-    """Draw image sets, give each its 95 % interval, and count how many hold the mean over all sets of that size.
+    """Draw image sets, give each its 95 % interval, and count how many hold the figure of all images together.
 
     The second detector of the paired difference is the first with noise on its scores.
     """
     random = np.random.default_rng(2)
     other = replace(work, det_score=work.det_score * (1 + random.normal(0, 0.1, len(work.det_score))))
-    values, intervals, gains, gain_intervals = [], [], [], []
+    whole, second_whole = work.evaluate(), other.evaluate()
+    truth = np.array([whole.map, whole.map07])
+    gain_truth = np.array([second_whole.map, second_whole.map07]) - truth
+    intervals, gains = [], []
     for number in range(sets):
         drawn = random.integers(0, work.images, images)
         first, second = (resampled(each, drawn).evaluate() for each in (work, other))
         bars = bootstrap(first, replicates=400, seed=number)
         gain = bootstrap(first, second, replicates=400, seed=number)
-        values.append((first.map, first.map07))
-        gains.append((second.map - first.map, second.map07 - first.map07))
-        intervals.append([(each.low, each.high) for each in (bars.map, bars.map07)])
-        gain_intervals.append([(each.low, each.high) for each in (gain.map, gain.map07)])
+        intervals.append([(each.low, each.high, each.value) for each in (bars.map, bars.map07)])
+        gains.append([(each.low, each.high, each.value) for each in (gain.map, gain.map07)])
     print(f"{sets} sets of {images} images drawn from {work.images:,}; 95 % intervals from 400 replicates")
-    for name, figures, bounds in (("", values, intervals), ("difference of two ", gains, gain_intervals)):
-        mean, edges = np.mean(figures, axis=0), np.array(bounds)
-        held = ((edges[:, :, 0] <= mean) & (mean <= edges[:, :, 1])).mean(axis=0)
-        width = (edges[:, :, 1] - edges[:, :, 0]).mean(axis=0)
+    for name, figures, at in (("", intervals, truth), ("difference of two ", gains, gain_truth)):
+        low, high, value = np.moveaxis(np.array(figures), 2, 0)
+        held, width = ((low <= at) & (at <= high)).mean(axis=0), (high - low).mean(axis=0)
         for index, figure in enumerate(("mAP10", "mAP07")):
             print(
-                f"{name + figure:<24} mean {mean[index]:+.4f}, interval {width[index]:.4f} wide,"
-                f" holds the mean {held[index]:.1%}"
+                f"{name + figure:<24} of all images {at[index]:+.4f}, mean of the sets {value[:, index].mean():+.4f},"
+                f" interval {width[index]:.4f} wide, holds that of all images {held[index]:.1%}"
             )
 
 
@@ -281,7 +376,7 @@ def resampled(work: Workload, drawn: np.ndarray) -> Workload:
 
 
 def main() -> None:
-    modes = {"speed": speed, "causes": causes, "coverage": coverage}
+    modes = {"speed": speed, "coco": coco, "memory": memory, "causes": causes, "coverage": coverage}
     words = sys.argv[1:] or ["speed"]
     if words[0] not in modes:
         sys.exit(__doc__)

@@ -30,7 +30,7 @@ conversion
 comparison
 toward_report
 flatness
-shift toward training
+shift toward training matrices
 plots
 voc
 integration

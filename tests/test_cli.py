@@ -201,7 +201,7 @@ def test_unreadable_images_are_left_out_and_counted(detector, in_tmp, capsys):
     broken.write_bytes(broken.read_bytes()[:60])
     (in_tmp / "mine.yaml").write_text(f"path: {in_tmp}\ntrain: images\nval: images\nnames: {list('0123456789')}\n")
     assert run("shift", f"model={detector}", "data=mine.yaml", "out=a.pt", "plots=False", "held_out=2") == 0
-    assert f"warning: 1 images could not be read and were left out: {broken}" in capsys.readouterr().out
+    assert f"warning: 1 image could not be read and was left out: {broken}" in capsys.readouterr().out
 
 
 def test_images_that_fail_after_the_scan_are_left_out_too(detector, digits):

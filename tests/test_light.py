@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from yolo_os.cli import main
 
-HEAVY = ("torch", "torchvision", "ultralytics", "opencv-python")
+HEAVY = ("torch", "torchvision", "ultralytics", "opencv-python", "scipy")
 
 
 def listed(file):

@@ -9,7 +9,8 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import ModuleType
 
@@ -35,6 +36,10 @@ MODES = {
     "voc": "make an Ultralytics data set from a VOCdevkit",
     "demo": "shift the detector that comes with the package, before and after",
 }
+
+
+_TASKS = ("detect", "segment", "pose", "obb", "classify")
+_OF_YOLO = ("predict", "track", "export", "benchmark", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,25 +87,42 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("version", "--version", "-V"):
         print(__version__)
         return 0
-    module = _mode(words[0])
+    module = _mode(words[0], words[1:])
     if {"--help", "-h", "help"} & set(words[1:]):
         print(_help(words[:1]))
         return 0
-    try:
+    with _all_there(words[0]):
         options = module.parse(words[1:]) if hasattr(module, "parse") else parse_pairs(words[1:], module.KEYS)
         code: int = module.run(options)
-    except ModuleNotFoundError as error:
-        said = what_is_missing(error, f"yolo-os {words[0]}")
-        raise UserError(said) if said else error from None
     return code
 
 
-def _mode(name: str) -> ModuleType:
+@contextmanager
+def _all_there(mode: str) -> Iterator[None]:
+    """What the evaluator alone is installed without is bad input to a mode that needs it.
+
+    Raises:
+        UserError: saying what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        said = what_is_missing(error, f"yolo-os {mode}")
+        raise UserError(said) if said else error from None
+
+
+def _mode(name: str, others: Sequence[str] = ()) -> ModuleType:
+    if name in _TASKS:
+        rest = "train, val" if not others or others[0] not in MODES else others[0]
+        raise UserError(f"'{name}' is a task of `yolo`, which yolo-os takes from the model: write yolo-os {rest} ...")
+    if name in _OF_YOLO:
+        raise UserError(f"'{name}' is a mode of `yolo`, which runs what yolo-os writes: write yolo {name} ...")
     if name not in MODES:
         near = get_close_matches(name, list(MODES))
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"unknown mode '{name}'{hint} (modes: {', '.join(MODES)}; yolo-os --help)")
-    return importlib.import_module(f"yolo_os.modes.{name}")
+    with _all_there(name):
+        return importlib.import_module(f"yolo_os.modes.{name}")
 
 
 def _help(modes: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # What the evaluator alone (the distribution yolo-os-light) is installed without.
-_HEAVY = ("torch", "torchvision", "ultralytics", "cv2")
+_HEAVY = ("torch", "torchvision", "ultralytics", "cv2", "scipy", "hessian_eigenthings")
 
 
 class UserError(ValueError):

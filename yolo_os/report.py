@@ -14,6 +14,10 @@ from yolo_os.files import write_json
 from yolo_os.heads import PredictionLayer
 from yolo_os.methods.base import Moved, Outcome, System, Unchanged
 from yolo_os.recipe import HARMFUL_RISE, ShiftRecipe
+from yolo_os.terminal import counted
+
+# Of a number rounded to a precision: half the distance of two neighbours, relative.
+_ROUNDING = {"float16": 4.9e-4, "bfloat16": 3.9e-3, "float32": 6.0e-8, "float64": 1.1e-16}
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Trial:
     """One strength of a shift that was judged, or taken without a judge.
 
     Attributes:
-        keep: share of the squared norm of the layers shifted that it leaves.
+        keep: share of the squared norm of all prediction layers together that it leaves.
         mu: the multiplier of a loss-aware method, in units of the loss per squared norm; None for another.
         predicted: rise of the loss by the method's own model of it, in units of the loss; None if it has none.
         rise: relative rise of the figure that judged; None if nothing did.
@@ -54,6 +58,7 @@ class LayerReport:
         drift: the same on all anchor points of the held-out images; None without these.
         outcome: that the weights moved, or why they are as they were.
         singular_values: of A, largest first.
+        chosen: whether the shift was to move it, so that a recipe's `keep` counts it.
     """
 
     name: str
@@ -71,6 +76,7 @@ class LayerReport:
     drift: float | None = None
     outcome: Outcome = field(default_factory=Moved)
     singular_values: tuple[float, ...] = field(default=(), repr=False)
+    chosen: bool = True
 
     @classmethod
     def of(
@@ -257,21 +263,41 @@ class ShiftReport:
             if loss.before and loss.after:
                 terms = ", ".join(f"{name} {loss.before[name]:.4f} -> {loss.after[name]:.4f}" for name in loss.before)
                 rise = f" ({loss.rise:+.2%})" if loss.rise is not None else ""
-                lines.append(f"training loss, {loss.images} {title} images: {terms}{rise}")
+                lines.append(f"training loss, {counted(loss.images, f'{title} image')}: {terms}{rise}")
         if self.trace is not None:
             lines.append(str(self.trace))
-        for trial in self.trials:
-            if trial.rise is not None:
-                answer = "accepted" if trial.passed else "too much"
-                by = "" if trial.predicted_share is None else f" (predicted {trial.predicted_share:+.3%})"
-                lines.append(
-                    f"guard: {trial.keep:.1%} of the squared norm of the layers shifted, "
-                    f"held-out loss {trial.rise:+.3%}{by}: {answer}"
-                )
+        lines += self._share_of_chosen()
+        judged = [trial for trial in self.trials if trial.rise is not None]
+        if judged:
+            on = "held-out" if self.held_out.images else "calibration"
+            lines.append(f"guard, judging by the loss on {counted(self.loss.images, f'{on} image')}:")
+        for trial in judged:
+            answer = "accepted" if trial.passed else "too much"
+            by = "" if trial.predicted_share is None else f" (predicted {trial.predicted_share:+.3%})"
+            lines.append(f"  {trial.keep:.1%} of the squared norm left, loss {trial.rise:+.3%}{by}: {answer}")
+        if any(layer.residual is not None for layer in self.layers):
+            lines.append(
+                f"measured with the weights in {self.precision}, as the file holds them:"
+                f" rounding alone makes residuals of {_ROUNDING.get(self.precision, 0.0):.0e}"
+            )
         lines.append("seconds: " + ", ".join(f"{phase} {spent:.2f}" for phase, spent in self.seconds.items()))
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines.append(self.verdict)
         return "\n".join(lines)
+
+    def _share_of_chosen(self) -> list[str]:
+        """What is to be said of shares where only some layers were chosen, which `keep` of a recipe counts alone."""
+        chosen = [layer for layer in self.layers if layer.chosen]
+        if len(chosen) == len(self.layers) or not chosen:
+            return []
+        whole = sum(layer.norm_before**2 for layer in self.layers) or 1.0
+        share = sum(layer.norm_before**2 for layer in chosen) / whole
+        asked = f", of which keep={self.recipe.keep:g} was asked" if self.recipe.method == "budget" else ""
+        return [
+            f"shares of the squared norm below are of all {counted(len(self.layers), 'layer')}; the {len(chosen)}"
+            f" chosen {'holds' if len(chosen) == 1 else 'hold'} {share:.1%} of it{asked}: {kept(chosen):.1%} of theirs"
+            " is left"
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; what was not measured is None."""

@@ -93,6 +93,8 @@ def parse_pairs(words: Sequence[str], keys: Iterable[Key]) -> dict[str, Any]:
     for word in join_spaced(words):
         name, equals, text = (part.strip() for part in word.partition("="))
         name = name.removeprefix("--")
+        if not equals and name not in known and (meant := _key_of_file(name)) in known:
+            raise UserError(f"'{name}' is no key: write {meant}={name}")
         reject_unknown([name], known)
         key = known[name]
         if not equals:
@@ -142,6 +144,16 @@ def listed(value: Any) -> list[str]:
         return []
     parts = value if isinstance(value, list | tuple) else str(value).split(",")
     return [str(part).strip() for part in parts if str(part).strip()]
+
+
+def _key_of_file(word: str) -> str | None:
+    """The key that a file or folder is most likely meant for, where it stands without one."""
+    suffix = word.rpartition(".")[2].lower() if "." in word else ""
+    if suffix in ("yaml", "yml"):
+        return "data"
+    if suffix in ("pt", "pth"):
+        return "model"
+    return "data" if word.startswith((".", "/", "~")) or word.endswith("/") else None
 
 
 def join_spaced(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,10 @@ from yolo_os.recipe import ShiftRecipe
 from yolo_os.report import LossReport, ShiftReport
 from yolo_os.shifter import Judge, Shift, Shifter, check_finite, plan
 from yolo_os.statistics import Gram
+from yolo_os.terminal import counted
 from yolo_os.timing import Clock
+
+FEW_IMAGES = 32  # a judge of fewer is worth a warning
 
 
 def shift_batches_(
@@ -91,6 +94,7 @@ def shift_batches_(
             _seconds(clock),
             shift.trials,
             (
+                *getattr(used, "said", ()),
                 *_warnings(head, shifter, recipe, shift, judged, loss_before, held_out_before),
                 *_unreadable(used, held_out),
             ),
@@ -128,9 +132,11 @@ def _warnings(
             "head, and balanced sampling labels too"
         )
     if not calibration.means():
-        yield "no training loss was measured: the batches have no labelled objects, or the model's `args` no loss gains"
+        yield "no training loss was measured: the images have no labelled objects, or the model's `args` no loss gains"
     if judged and shift.trials and shift.trials[-1].rise is None:
         yield "the shift was not guarded: no loss could be taken on held-out images, so it went to `keep` unchecked"
+    if shift.trials and shift.trials[-1].rise is not None and 0 < held_out.images < FEW_IMAGES:
+        yield f"the guard judged on {counted(held_out.images, 'image')} only: fewer than {FEW_IMAGES} say little"
     if not held_out.images:
         yield "no images were held out: drift and the loss on unused images are unknown"
     for layer in head.refused:
@@ -144,4 +150,5 @@ def _unreadable(*passes: Iterable[Batch]) -> Iterator[str]:
     files = sorted(set().union(*(each for everyone in gather(found) for each in everyone)))
     if files:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-        yield f"{len(files)} images could not be read and were left out: {names}"
+        were = "was" if len(files) == 1 else "were"
+        yield f"{counted(len(files), 'image')} could not be read and {were} left out: {names}"

@@ -188,11 +188,12 @@ class Shifter:
                 "drift": relative_change(unused, before, after, change) if system and unused and unused.count else None,
             }
             outcome = self._outcome_of(layer, system, shift)
-            reports.append(LayerReport.of(layer, before, after, system, outcome=outcome, **more))
+            chosen = layer.name not in self._left_alone
+            reports.append(LayerReport.of(layer, before, after, system, outcome=outcome, chosen=chosen, **more))
         return tuple(reports)
 
     def _tried(self, candidate: Candidate, values: Values, judge: Judge | None) -> Trial:
-        keep = _squared_norm(self.layers, values) / (_squared_norm(self.layers, {}) or 1.0)
+        keep = _squared_norm(self._head.layers, values) / (_squared_norm(self._head.layers, {}) or 1.0)
         if judge is None:
             return Trial(keep, candidate.mu, candidate.predicted, None, True)
         figure = self.weights.measure(values, judge.figure)

@@ -24,6 +24,11 @@ def shown(text: object, most: int = _MOST) -> str:
     return plain if len(plain) <= most else f"{plain[: most * 3 // 4]} ... {plain[-most // 8 :]}"
 
 
+def counted(number: int, what: str, plural: str = "s") -> str:
+    """`1 image`, `2 images`; `plural` is what is added to the word."""
+    return f"{number} {what}{'' if number == 1 else plural}"
+
+
 @contextmanager
 def plain_streams() -> Iterator[None]:
     """Standard output and error without control codes, but for colours, for the length of a block."""

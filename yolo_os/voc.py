@@ -3,6 +3,7 @@
 from yolo_os.conversion.dataset import Dataset, dataset_for, make_dataset
 from yolo_os.evaluation.annotations import Annotations, Problem
 from yolo_os.evaluation.bootstrap import Bootstrap, Difference, Interval, bootstrap
+from yolo_os.evaluation.coco import CocoResult, coco_bootstrap, coco_numbers, coco_result, error_types
 from yolo_os.evaluation.detection_files import read_detections
 from yolo_os.evaluation.detection_files.coco_json import write as write_coco_json
 from yolo_os.evaluation.detection_files.comp4 import write as write_comp4
@@ -23,6 +24,7 @@ __all__ = [
     "VOC_CLASSES",
     "Annotations",
     "Bootstrap",
+    "CocoResult",
     "Dataset",
     "Detections",
     "Difference",
@@ -34,8 +36,12 @@ __all__ = [
     "as_annotations",
     "as_detections",
     "bootstrap",
+    "coco_bootstrap",
+    "coco_numbers",
+    "coco_result",
     "dataset_for",
     "devkit_of",
+    "error_types",
     "evaluate_detections",
     "evaluate_voc",
     "is_devkit",

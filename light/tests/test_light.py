@@ -36,7 +36,8 @@ def found(tmp_path):
 
 
 def test_nothing_heavy_is_installed_and_the_package_is_the_installed_one():
-    assert not [name for name in ("torch", "torchvision", "ultralytics", "cv2") if importlib.util.find_spec(name)]
+    heavy = ("torch", "torchvision", "ultralytics", "cv2", "scipy")
+    assert not [name for name in heavy if importlib.util.find_spec(name)]
     import yolo_os
 
     assert Path(yolo_os.__file__).is_relative_to(sys.prefix)
@@ -71,6 +72,8 @@ def test_python_has_the_evaluator_and_says_what_the_rest_needs():
         ["inspect", "model=a.pt"],
         ["val", "model=a.pt", f"data={DIGITS}"],
         ["demo"],
+        ["trace", "model=a.pt", "data=b.yaml"],
+        ["compare", "model=a.pt", "data=b.yaml"],
     ],
 )
 def test_what_needs_more_says_so_in_one_line(words, tmp_path):

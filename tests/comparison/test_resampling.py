@@ -42,6 +42,8 @@ def test_ap_is_that_of_cocoeval():
         truth.box,
         truth.difficult,
         truth.difficult,
+        crowd=np.zeros(len(truth.box), dtype=bool),
+        area=(truth.box[:, 2:] - truth.box[:, :2] + 1).prod(axis=1),
         missing=0,
         problems=(),
         notes=(),

@@ -1,13 +1,29 @@
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from yolo_os.errors import UserError
+from yolo_os.evaluation import resampling
+from yolo_os.evaluation.intervals import holm, p_text, student
+from yolo_os.evaluation.voc import average_precisions
 from yolo_os.voc import Difference, bootstrap, evaluate_voc
 
 module = importlib.import_module("yolo_os.evaluation.bootstrap")  # the package has its function under that name
 IMAGES, CLASSES = 30, 4
+
+
+def weights_of(count, seed, images=IMAGES):
+    """How often each image is drawn, (images, replicates)."""
+    return np.concatenate(list(resampling.draws(images, count, seed)(7)), axis=1)
+
+
+def drawn_aps(result, weights, images=IMAGES):
+    """AP and AP07, (2, replicates, classes), of image sets that are drawn."""
+    score = module._voc_score(module.RECALL_POINTS[result.recall_points])
+    rankings = module._rankings(result, np.arange(images))
+    return np.stack([each.figures(weights, score, 2)[0] for each in rankings], axis=-1)
 
 
 def scene(seed=0, noise=0.0):
@@ -45,11 +61,10 @@ def replicate(gt, det, weights):
 def test_a_replicate_is_the_evaluation_of_the_drawn_images(points):
     gt, det = scene()
     result = evaluate(gt, det, recall_points=points)
-    detector = module._Detector(result, np.arange(IMAGES))
-    weights = next(module._draws(IMAGES, 40, 40, seed=3))
-    assert weights.sum(axis=1).tolist() == [IMAGES] * 40
-    values = detector.average_precisions(weights)
-    for index, drawn in enumerate(weights):
+    weights = weights_of(40, 3)
+    assert weights.sum(axis=0).tolist() == [IMAGES] * 40
+    values = drawn_aps(result, weights)
+    for index, drawn in enumerate(weights.T):
         explicit = replicate(gt, det, drawn)
         np.testing.assert_allclose(values[0, index], explicit.ap, rtol=0, atol=1e-12)
         if points == "numpy":
@@ -60,25 +75,35 @@ def test_a_class_whose_boxes_are_not_drawn_is_undefined_in_that_replicate():
     gt = (np.array([0, 1]), np.array([0, 1]), np.array([[1, 1, 9, 9]] * 2), np.array([0, 0]))
     det = (np.array([0, 1]), np.array([0, 1]), np.array([[1, 1, 9, 9]] * 2), np.array([0.9, 0.8]))
     result = evaluate_voc(*gt, *det, num_classes=2)
-    values = module._Detector(result, np.arange(2)).average_precisions(np.array([[2, 0], [1, 1]], np.uint8))
+    values = drawn_aps(result, np.array([[2, 1], [0, 1]], np.uint8), 2)
     np.testing.assert_array_equal(values[0], [[1, np.nan], [1, 1]])
 
 
-def test_interval_is_of_the_replicates_without_their_bias():
+def test_what_is_said_of_the_replicates():
     gt, det = scene()
     result = evaluate(gt, det)
     bars = bootstrap(result, replicates=200, seed=5)
-    detector = module._Detector(result, np.arange(IMAGES))
-    weights = np.concatenate(list(module._draws(IMAGES, 200, 64, seed=5)))
-    maps = np.nanmean(detector.average_precisions(weights)[0], axis=1)
+    maps = np.nanmean(drawn_aps(result, weights_of(200, 5))[0], axis=1)
     assert bars.map.value == result.map
     assert bars.map.bias == pytest.approx(maps.mean() - result.map, abs=1e-12)
     assert bars.map.stderr == pytest.approx(maps.std(), abs=1e-12)
-    low, high = np.quantile(maps, [0.025, 0.975]) - bars.map.bias
-    assert (bars.map.low, bars.map.high) == pytest.approx((low, high), abs=1e-12)
     assert bars.map.low < result.map < bars.map.high
     assert np.isnan(bars.ap[3].value)
     assert bars.to_dict()["ap"][3]["low"] is None
+
+
+def test_interval_of_a_class_that_every_replicate_finds_whole_is_that_of_a_proportion():
+    """Wilson's of 5 in 5 with Student's t: all replicates are 1, the truth need not be."""
+    boxes = np.tile([[1, 1, 9, 9]], (5, 1))
+    result = evaluate_voc(range(5), [0] * 5, boxes, [0] * 5, range(5), [0] * 5, boxes, [0.9] * 5, 1)
+    interval = bootstrap(result, replicates=50).ap[0]
+    assert (interval.value, interval.high, interval.stderr) == (1, 1, 0)
+    assert interval.low == pytest.approx(1 / (1 + student(0.95, 5) ** 2 / 5))
+
+
+@pytest.mark.parametrize(("images", "t"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (11, 2.2281), (1001, 1.9623)])
+def test_student_quantiles_are_those_of_tables(images, t):
+    assert student(0.95, images) == pytest.approx(t * np.sqrt(images / (images - 1)), rel=0.006)
 
 
 def test_level_widens_and_seed_repeats():
@@ -93,17 +118,17 @@ def test_intervals_of_ap_stay_within_0_and_1():
     gt, det = scene()
     few = tuple(column[:5] for column in det)
     bars = bootstrap(evaluate(gt, few), replicates=200)
-    detector = module._Detector(evaluate(gt, few), np.arange(IMAGES))
-    raw = detector.average_precisions(np.concatenate(list(module._draws(IMAGES, 200, 200, seed=0))))[0, :, 0]
-    assert np.quantile(raw, 0.025) - bars.ap[0].bias < 0
-    assert bars.ap[0].low == 0
+    assert bars.ap[0].low == 0 < bars.ap[0].value < bars.ap[0].high < 1
 
 
 def test_blocks_do_not_change_the_figures(monkeypatch):
     first, second = evaluate(*scene()), evaluate(*scene(noise=0.3))
-    whole = bootstrap(first, second, replicates=50).to_dict()
-    monkeypatch.setattr(module, "_BLOCK", 7 * 240)
-    assert bootstrap(first, second, replicates=50).to_dict() == whole
+    whole = bootstrap(first, second, replicates=50)
+    monkeypatch.setattr(resampling, "_columns", lambda detectors: 7)
+    monkeypatch.setattr(resampling, "_GATHERED", 3)
+    again = bootstrap(first, second, replicates=50)
+    for one, other in zip((again.map, again.many07, *again.ap), (whole.map, whole.many07, *whole.ap)):
+        assert list(vars(one).values()) == pytest.approx(list(vars(other).values()), abs=1e-12, nan_ok=True)
 
 
 def test_paired_difference_is_taken_on_the_same_images():
@@ -111,25 +136,128 @@ def test_paired_difference_is_taken_on_the_same_images():
     _, spoilt = scene(noise=0.3)
     first, second = evaluate(gt, det), evaluate(gt, spoilt)
     gain = bootstrap(first, second, replicates=100, seed=2)
-    weights = np.concatenate(list(module._draws(IMAGES, 100, 100, seed=2)))
-    explicit = [np.nanmean(replicate(gt, spoilt, w).ap - replicate(gt, det, w).ap) for w in weights]
+    drawn = weights_of(100, 2).T
+    explicit = [np.nanmean(replicate(gt, spoilt, w).ap - replicate(gt, det, w).ap) for w in drawn]
     assert isinstance(gain.map, Difference)
     assert gain.map.value == pytest.approx(second.map - first.map, abs=1e-12)
     assert gain.map.stderr == pytest.approx(np.std(explicit), abs=1e-12)
     assert gain.map.bias == pytest.approx(np.mean(explicit) - gain.map.value, abs=1e-12)
+    wider = student(0.95, len(np.unique(gt[0][~gt[3]]))) / 1.959964
+    low, high = gain.map.value + wider * (np.quantile(explicit, [0.025, 0.975]) - gain.map.value)
+    reach = wider * 1.959964 * np.std(explicit)
+    expected = min(low, gain.map.value - reach), max(high, gain.map.value + reach)
+    assert (gain.map.low, gain.map.high) == pytest.approx(expected, abs=1e-6)
     back = bootstrap(second, first, replicates=100, seed=2)
     assert (back.map.low, back.map.high) == pytest.approx((-gain.map.high, -gain.map.low), abs=1e-12)
-    assert back.map.p == gain.map.p
 
 
-def test_p_value_counts_the_replicates_on_the_rarer_side():
+def test_an_exchange_is_the_evaluation_of_exchanged_results():
+    """Detections are merged by rank, so both detectors' scores are made ranks first."""
+    gt, det = scene()
+    _, spoilt = scene(noise=0.3)
+    results = [evaluate(gt, det), evaluate(gt, spoilt)]
+    score = module._voc_score(module.RECALL_POINTS["numpy"])
+    rankings = [module._rankings(each, np.arange(IMAGES)) for each in results]
+    (values,) = resampling.exchanges(*rankings, IMAGES, 25, 4, score, 2)
+    random = np.random.default_rng(4)
+    chosen = np.stack([random.integers(0, 2, IMAGES, np.uint8) for _ in range(25)])
+    for index, first in enumerate(chosen.astype(bool)):
+        aps = []
+        for swapped in (False, True):
+            parts = []
+            for number, result in enumerate(results):
+                matches = result.matches
+                rank = np.concatenate(
+                    [np.arange(matches.of_class(c).stop - matches.of_class(c).start) for c in range(4)]
+                )
+                keep = first[matches.det_image] == (number == swapped)
+                turn = np.array([one._content() <= two._content() for one, two in zip(*rankings)])
+                turn = (turn if number else ~turn)[
+                    matches.det_class
+                ]  # of equal ranks the second's come later, or first
+                parts.append([each[keep] for each in (turn, rank, matches.det_true, matches.det_class)])
+            turn, rank, true, label = map(np.concatenate, zip(*parts))
+            order = np.lexsort((turn, rank, label))
+            matches = replace(results[0].matches, det_true=true[order], det_class=label[order])
+            aps.append(average_precisions(matches, module.RECALL_POINTS["numpy"]))
+        np.testing.assert_allclose(values[0, :, index], np.subtract(aps[1], aps[0]), rtol=0, atol=1e-12)
+
+
+def test_equal_and_clearly_unequal_detectors():
     gt, det = scene()
     same = bootstrap(evaluate(gt, det), evaluate(gt, det), replicates=50)
     assert (same.map.value, same.map.low, same.map.high, same.map.p) == (0, 0, 0, 1)
     none = tuple(column[:0] for column in det)
-    clear = bootstrap(evaluate(gt, none), evaluate(gt, det), replicates=50)
-    assert clear.map.p == pytest.approx(2 / 51)
+    clear = bootstrap(evaluate(gt, none), evaluate(gt, det), replicates=1000)
+    assert clear.map.p == pytest.approx(2 / 1001)
+    assert str(clear.map).endswith("p < 0.002")
     assert clear.map.low > 0
+    back = bootstrap(evaluate(gt, det), evaluate(gt, none), replicates=1000)
+    assert back.map.p == clear.map.p
+
+
+def test_another_scale_of_scores_is_no_difference():
+    gt, det = scene()
+    squared = (*det[:3], det[3] ** 3 / 7)
+    gain = bootstrap(evaluate(gt, det), evaluate(gt, squared), replicates=50)
+    assert (gain.map.low, gain.map.high, gain.map.p) == (0, 0, 1)
+
+
+def test_which_detector_comes_first_is_one_for_p():
+    first, second = evaluate(*scene()), evaluate(*scene(noise=0.3))
+    assert bootstrap(first, second, replicates=80).map.p == bootstrap(second, first, replicates=80).map.p
+
+
+def test_one_false_hit_ranked_differently_is_no_finding():
+    """8 boxes on 100 images: two detectors that differ in one image, most replicates of whose difference are 0."""
+    boxes = np.tile([[1, 1, 50, 50]], (9, 1))
+    boxes[8] += 200
+
+    def with_false_hit(score):
+        scores = [*np.linspace(0.9, 0.5, 8), score]
+        return evaluate_voc(
+            range(8), [0] * 8, boxes[:8], [0] * 8, [*range(8), 50], [0] * 9, boxes, scores, 1, images=np.arange(100)
+        )
+
+    for first, second in ((0.85, 0.6), (0.6, 0.85), (0.75, 0.7)):
+        gain = bootstrap(with_false_hit(first), with_false_hit(second)).map
+        assert abs(gain.value) > 0.01
+        assert gain.low <= 0 <= gain.high
+        assert gain.p > 0.2
+
+
+def test_of_one_image_nothing_is_known():
+    boxes = [[1, 1, 50, 50]]
+    full = evaluate_voc([3], [0], boxes, [0], [3], [0], boxes, [0.5], 1, images=np.arange(9))
+    none = evaluate_voc([3], [0], boxes, [0], [], [], [], [], 1, images=np.arange(9))
+    gain = bootstrap(none, full).ap[0]
+    assert (gain.value, gain.low, gain.high) == (1, -1, 1)
+    assert gain.p > 0.9
+    assert (bootstrap(full).ap[0].low, bootstrap(full).ap[0].high) == (0, 1)
+
+
+def test_classes_with_few_boxes_are_left_out_of_the_second_mean():
+    first, second = evaluate(*scene()), evaluate(*scene(noise=0.3))
+    least = int(np.sort(first.npos)[-1])
+    gain = bootstrap(first, second, replicates=40, min_boxes=least)
+    chosen = first.npos >= least
+    assert gain.many.value == pytest.approx((second.ap - first.ap)[chosen].mean())
+    assert gain.many07.value == pytest.approx((second.ap07 - first.ap07)[chosen].mean())
+    assert gain.to_dict()["map_min_boxes"]["value"] == gain.many.value
+    assert bootstrap(first, replicates=40, min_boxes=least).many.value == pytest.approx(first.ap[chosen].mean())
+    assert np.isnan(bootstrap(first, replicates=40, min_boxes=10_000).many.value)
+
+
+def test_holm_steps_down():
+    assert holm([0.04, 0.01, float("nan"), 0.03]) == pytest.approx((0.06, 0.03, float("nan"), 0.06), nan_ok=True)
+    gain = bootstrap(evaluate(*scene()), evaluate(*scene(noise=2.0)), replicates=100)
+    assert gain.holm == pytest.approx(holm([each.p for each in gain.ap]), nan_ok=True)
+    assert gain.to_dict()["ap"][0]["p_holm"] == gain.holm[0]
+    assert "p_holm" not in bootstrap(evaluate(*scene()), replicates=10).to_dict()["ap"][0]
+
+
+def test_a_p_value_below_the_resolution_is_not_given_as_a_number():
+    assert (p_text(2 / 1001, 2 / 1001), p_text(0.0341, 2 / 1001)) == ("< 0.002", "= 0.0341")
 
 
 def test_images_seen_by_one_detector_only_are_drawn_for_both():

@@ -1,5 +1,6 @@
 import math
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -258,3 +259,31 @@ def test_reproduces_the_recorded_aps_of_a_real_detector(shared, tmp_path):
     del recorded["person"]  # whose detections are not there
     assert len(recorded) == 19
     assert {name: ap07[name] for name in recorded} == pytest.approx(recorded, abs=1e-4)
+
+
+def test_a_curve_by_the_name_of_its_class():
+    gt = ([0, 1], [0, 1], [[1, 1, 9, 9]] * 2, [0, 0])
+    result = evaluate_voc(*gt, [1], [1], [[1, 1, 9, 9]], [0.5], num_classes=2, classes=("cat", "dog"))
+    np.testing.assert_array_equal(result.curve("dog").recall, result.curve(1).recall)
+    assert result.curve(-1).recall.tolist() == [1]
+    with pytest.raises(UserError, match="no class is called 'bird': the classes are cat, dog"):
+        result.curve("bird")
+    with pytest.raises(UserError, match="there is no class 2: classes run from 0 to 1"):
+        result.curve(2)
+    assert result.unfound == ("cat",)
+    assert result.few(2) == ("cat", "dog")
+
+
+def test_arrays_counted_from_0_under_the_1_based_default_are_noticed():
+    def evaluate_from(start, det_start, **options):
+        gt, det = (np.array([[at, 4, 20, 20]] * 6, float) for at in (start, det_start))
+        return evaluate_voc(range(6), [0] * 6, gt, [0] * 6, range(6), [0] * 6, det, [0.5] * 6, num_classes=1, **options)
+
+    with pytest.warns(UserWarning, match="det_box looks counted from 0: 6 boxes start at exactly 0"):
+        evaluate_from(1, 0)
+    with pytest.warns(UserWarning, match="gt_box looks counted from 0"):
+        evaluate_from(0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_from(0, 0, pixel_offset=0)
+        evaluate_from(1, 1)

@@ -241,3 +241,38 @@ def test_without_saving_every_epoch_the_unshifted_weights_are_kept_all_the_same(
     shifted = {name.removesuffix("-unshifted.pt") + ".pt" for name in kept if "unshifted" in name}
     assert len(shifted) == 1
     assert run.weights(shifted.pop().removesuffix(".pt"))["yolo_os"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"method": "sos", "samples": 0.5}, {"method": "sos", "samples": 0.5, "keep": 0.9}),
+        ({"recipe": {"method": "sos"}, "seed": 3}, {"method": "sos", "seed": 3}),
+        ({"keep": 0.8, "every": 5}, {"method": "budget", "keep": 0.8}),
+    ],
+)
+def test_settings_of_a_recipe_are_keywords(settings, expected):
+    made = SOS(**settings).to_dict()
+    assert {name: made[name] for name in expected} == expected
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown key 'metod': did you mean method\?"):
+        SOS(metod="sos")
+
+
+def test_the_docstring_names_every_setting_with_its_default():
+    import re
+    from dataclasses import fields
+
+    from yolo_os.recipe import training_settings
+
+    recipe = SOS(final=None).recipe
+    text = " ".join(SOS.__doc__.split("Args:")[1].split())
+    wanted = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
+    wanted |= {
+        name: training_settings()[name] for name in ("every", "start", "final", "toward", "retain", "retain_drop")
+    }
+    for name, value in wanted.items():
+        said = re.search(rf"(?:^| |, ){name}(?:, \w+)?: [^\[]*\[(.*?)\]", text)
+        assert said and str(value) in said[1], name

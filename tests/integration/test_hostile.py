@@ -5,10 +5,14 @@ Every file is made here. Code that runs leaves a marker; every attempt to connec
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import pickle
 import shutil
+import signal
 import socket
+import struct
 import subprocess
 import types
 import zipfile
@@ -21,7 +25,7 @@ import pytest
 import requests
 import torch
 import yaml
-from builders import repacked
+from builders import repacked, write_devkit
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.nn.distill_model import DistillationModel
@@ -36,6 +40,7 @@ from yolo_os.integration.guard import guarded
 from yolo_os.integration.labelcache import read_label_cache
 from yolo_os.integration.unpickle import Damaged, Refused, read_archive
 
+CAT = [("cat", (10, 10, 50, 50))]
 TINY = ["epochs=1", "imgsz=64", "batch=8", "nbs=8", "fraction=0.05", "workers=0", "device=cpu", "plots=False"]
 
 
@@ -72,9 +77,7 @@ def outside(monkeypatch):
         (socket, "create_connection"),
         (socket, "getaddrinfo"),
         (requests.Session, "request"),
-        (subprocess, "run"),
-        (subprocess, "check_output"),
-        (subprocess, "Popen"),
+        (subprocess.Popen, "__init__"),  # the class stays, of which others are made
     ):
         monkeypatch.setattr(owner, name, record(f"{owner.__name__}.{name}"))
     monkeypatch.setattr("ultralytics.utils.checks.ONLINE", True)  # as on a machine that is
@@ -145,6 +148,10 @@ IN_CHECKPOINTS = {
     "a bomb of lists": lambda c, m: {**c, "extra": doubling()},
     "a list that holds itself": lambda c, m: {**c, "extra": itself()},
     "numpy objects": lambda c, m: {**c, "extra": np.array([hostile(m)], dtype=object)},
+    "text for a method": lambda c, m: {**c, "model": with_state(c["model"], parameters="x")},
+    "a number for a method": lambda c, m: {**c, "model": with_state(c["model"], named_modules=5)},
+    "nothing for a method": lambda c, m: {**c, "model": with_state(c["model"], float=None)},
+    "tensors over the same bytes": lambda c, m: {**c, "extra": over_the_same()},
 }
 
 
@@ -155,6 +162,12 @@ def parameter(*arguments):
 def hook(contents, function):
     contents["model"]._forward_hooks[0] = function
     return contents
+
+
+def over_the_same():
+    """Views that together are a thousand times what is stored of them."""
+    numbers = torch.zeros(200_000)
+    return [numbers[start:] for start in range(1000)]
 
 
 def doubling():
@@ -206,6 +219,14 @@ INSTRUCTIONS = {
     "an empty stack": b"\x80\x02R.",
     "nesting": b"\x80\x02" + b"](" * 3000 + b"." + b"e" * 3000 + b".",
     "deep nesting": b"\x80\x02N" + b"\x85" * 100_000 + b".",
+    "a name that nothing is made of": b"\x80\x04\x8c\x0bantigravity\x8c\x01x\x930}.",
+    "a name of several parts for a loss": (
+        b"\x80\x04}\x8c\x01a\x8c\x16ultralytics.utils.loss\x8c\x0ftorch.os.system\x93\x8c\x01x\x85Rs."
+    ),
+    "a call of a loss": b"\x80\x02}U\x01acultralytics.utils.loss\nmake_anchors\n)Rs.",
+    "a list copied over and over": (
+        b"\x80\x04](" + b"K\x01" * 1_000_000 + b"e\x94(" + b"ctorch\nSize\nh\x00\x85R" * 1000 + b"t."
+    ),
     "a tuple of tuples as a key": b"\x80\x02}N" + b"".join(b"2\x86" for _ in range(60)) + b"Ns.",
 }
 
@@ -219,6 +240,62 @@ def test_instructions_of_pickle_that_are_not_let_through(kind, detector, tmp_pat
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "bad.pt")
     assert not outside
+
+
+def before_it(whole, other):
+    """A file that starts as another one and ends as a whole one."""
+    return other + whole
+
+
+def beside_it(whole, other):
+    """Two archives, whose lists are found by where they lie (as Python does), and by where the end says (as torch)."""
+    first, second = (each[:-22] for each in (other, whole))
+    there, here = (struct.unpack("<L", each[-6:-2])[0] for each in (other, whole))
+    entries, at = bytearray(second), here
+    while at < len(entries):
+        offset, lengths = struct.unpack_from("<L", entries, at + 42)[0], struct.unpack_from("<3H", entries, at + 28)
+        struct.pack_into("<L", entries, at + 42, offset + there - here)
+        at += 46 + sum(lengths)
+    return first + bytes(entries) + whole[-22:-6] + struct.pack("<L", there) + bytes(2)
+
+
+@pytest.mark.parametrize("join", [before_it, beside_it])
+def test_a_file_in_which_others_read_other_parts_is_refused(join, detector, tmp_path, marker):
+    """What is read here has to be what `torch.load` reads, or a look at a file says nothing of it."""
+    program = pickle.dumps({"model": hostile(marker)}, 2) + b"." * 1_000_000
+    whole = repacked(detector, tmp_path / "whole.pt", lambda name, data: data).read_bytes()
+    if join is before_it:
+        torch.save({"model": hostile(marker)}, tmp_path / "other.pt", _use_new_zipfile_serialization=False)
+    else:
+        repacked(detector, tmp_path / "other.pt", lambda name, data: program if name == "data.pkl" else data)
+    (tmp_path / "both.pt").write_bytes(join(whole, (tmp_path / "other.pt").read_bytes()))
+    with zipfile.ZipFile(tmp_path / "both.pt") as archive:
+        assert any(archive.read(name) != program for name in archive.namelist() if name.endswith("data.pkl"))
+    with contextlib.suppress(Exception):
+        torch.load(tmp_path / "both.pt", weights_only=False)
+    assert marker.exists()  # what torch reads of it
+    marker.unlink()
+    with pytest.raises(Damaged):
+        read_archive(tmp_path / "both.pt")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "both.pt")
+    assert not marker.exists()
+
+
+def test_parts_are_told_apart_as_torch_does(detector, tmp_path):
+    with zipfile.ZipFile(repacked(detector, tmp_path / "bad.pt", lambda name, data: data), "a") as archive:
+        archive.writestr(archive.namelist()[0].split("/")[0] + "/DATA.PKL", b"N.")
+    with pytest.raises(Damaged, match="two of one name"):
+        read_archive(tmp_path / "bad.pt")
+
+
+def test_a_loss_in_a_checkpoint_is_left_out_whatever_it_is(contents, detector, data, in_tmp):
+    for number, place in enumerate((vars(contents["model"]), contents["model"]._modules)):
+        place["criterion"] = nn.Identity()
+        torch.save(contents, in_tmp / f"{number}.pt")
+        assert main(["inspect", f"model={number}.pt", f"data={data}", "images=4"]) == 0
+        assert not hasattr(read_contents(in_tmp / f"{number}.pt")["model"], "criterion")
+        del place["criterion"]
 
 
 def test_torchscript_is_refused_before_it_is_loaded(tmp_path):
@@ -248,7 +325,7 @@ def test_what_official_checkpoints_hold_is_read(contents, tmp_path):
     read = read_contents(tmp_path / "old.pt")
     assert read["best_fitness"] == 0.5 and read["where"] == Path("a/b") and read["results"].tolist()[1] == [3, 4, 5]
     assert (read["order"], read["some"], read["raw"], read["size"]) == ({"a": 1}, {1, 2}, b"\x00\xff", (1, 2))
-    assert read["model"].criterion is None and read["model"].args.box == 1.0
+    assert not hasattr(read["model"], "criterion") and read["model"].args.box == 1.0
     fused = next(layer for layer in read["model"].modules() if type(layer) is Conv)
     assert fused.forward.__self__ is fused
     for name, weight in model.state_dict().items():
@@ -450,6 +527,73 @@ def test_a_cache_of_the_wrong_shape_is_scanned_again(detector, data, in_tmp):
         read_label_cache(cache)
     assert main(words) == 0
     assert len(read_label_cache(cache)["labels"]) == 6
+
+
+FOREIGN = {
+    "a class that is none": lambda label: label.update(cls=label["cls"] + 50),
+    "a class below 0": lambda label: label.update(cls=label["cls"] - 50),
+    "a box that is no number": lambda label: label.update(bboxes=label["bboxes"] * np.nan),
+    "a box of any size": lambda label: label.update(bboxes=label["bboxes"] * 1e30),
+    "an image of another place": lambda label: label.update(im_file=__file__),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_cache_of_what_the_data_do_not_hold_is_scanned_again(kind, detector, data, in_tmp):
+    """Its checksum is of names and sizes, which whoever makes a data set knows."""
+    words = [word.format(model=detector, data=data) for word in MODES["inspect"]]
+    assert main(words) == 0
+    cache = in_tmp / "labels" / "train.cache"
+    before, content = read_label_cache(cache), np.load(cache, allow_pickle=True).item()
+    for label in content["labels"]:
+        FOREIGN[kind](label)
+    with cache.open("wb") as file:
+        np.save(file, content)
+    assert main(words) == 0
+    for old, new in zip(before["labels"], read_label_cache(cache)["labels"], strict=True):
+        assert old["im_file"] == new["im_file"]
+        assert np.array_equal(old["cls"], new["cls"]) and np.array_equal(old["bboxes"], new["bboxes"])
+
+
+def test_no_cache_is_written_through_a_link(detector, data, in_tmp, capsys):
+    """A link in a data set, to a file that is not there yet, such as one that a shell reads at its start."""
+    elsewhere = in_tmp / "elsewhere"
+    elsewhere.mkdir()
+    (in_tmp / "labels" / "train.cache").symlink_to(elsewhere / "profile")
+    assert main([word.format(model=detector, data=data) for word in MODES["inspect"]]) == 0
+    assert not any(elsewhere.iterdir())
+
+
+PIPES = {
+    "model.pt": ["inspect", "model=model.pt"],
+    "data.yaml": ["inspect", "model={detector}", "data=data.yaml"],
+    "recipe.yaml": ["shift", "model={detector}", "data=data.yaml", "recipe=recipe.yaml"],
+    "labels/train.cache": ["inspect", "model={detector}", "data=data.yaml", "images=4"],
+    "kit/VOC2007/ImageSets/Main/test.txt": ["val", "detections=found.json", "devkit=kit"],
+    "kit/VOC2007/Annotations/000001.xml": ["voc", "devkit=kit", "out=made"],
+    "kit/VOC2007/JPEGImages/000001.jpg": ["voc", "devkit=kit", "out=made"],
+    "found.json": ["val", "detections=found.json", "devkit=kit"],
+    "classes.txt": ["voc", "devkit=kit", "out=made", "classes=classes.txt"],
+}
+
+
+@pytest.mark.parametrize("pipe", PIPES)
+def test_pipes_are_not_waited_for(pipe, detector, data, in_tmp):
+    write_devkit(in_tmp / "kit", dict.fromkeys(("000001", "000002"), CAT), {"test": ["000001", "000002"]})
+    (in_tmp / "found.json").write_text("[]")
+    (in_tmp / pipe).unlink(missing_ok=True)
+    os.mkfifo(in_tmp / pipe)
+
+    def waits(*_):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, waits)
+    signal.setitimer(signal.ITIMER_REAL, 40, 1)
+    try:
+        assert main([word.format(detector=detector) for word in PIPES[pipe]]) in (0, 2, 3)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 DOWNLOADS = {

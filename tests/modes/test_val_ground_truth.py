@@ -68,7 +68,7 @@ def test_val_of_an_ultralytics_data_set(yolo, good, capsys):
     captured = capsys.readouterr()
     assert "val of ds: 3 images, 3 objects (0 difficult) of 2 classes" in captured.out
     assert "labels of this format know no difficult objects: every object counts" in captured.err
-    assert "1 of 3 images have no label file" in captured.err
+    assert "1 of 3 images without a label file" in captured.err
     found = figures()
     assert list(found["classes"]) == CLASSES
     assert found["classes"] == {
@@ -270,8 +270,8 @@ def test_val_of_xml_beside_images_in_any_layout(in_tmp, good, capsys, layout):
     assert figures()["map"] == 1.0
     assert figures()["classes"]["dog"]["npos"] == 2
     assert f"{'val' if layout == 'splits' else 'all'} of mine: 3 images" in captured.out
-    assert ("all 3 XML files are taken as val" in captured.err) == (layout != "splits")
-    assert ("1 images have no XML file: left out" in captured.err) == (layout == "beside")
+    assert ("all XML files (3) are taken as val" in captured.err) == (layout != "splits")
+    assert ("1 image without an XML file: left out" in captured.err) == (layout == "beside")
     if layout == "splits":
         assert val("detections=good", "data=mine", "split=test") == 2
         assert "has train, val" in capsys.readouterr().err
@@ -334,7 +334,7 @@ def test_val_of_two_models_on_an_own_data_set_and_on_the_same_as_coco_json(own, 
     file = as_coco(own)
     before = sorted(own.rglob("*"))
     assert val(*words, f"data={file}", "json=c.json") == 0
-    assert "6 images have no size in the file: it is read from them" in capsys.readouterr().err
+    assert "6 images without a size in the file: it is read from them" in capsys.readouterr().err
     assert sorted(own.rglob("*")) == before  # nothing is left in the user's folder
     for name in ("a", "b"):
         assert figures("c.json")["detectors"][name]["map"] == pytest.approx(by_yaml["detectors"][name]["map"], 1e-6)

@@ -93,6 +93,8 @@ def test_val_compares(kit, good, poor, in_tmp, capsys):
     assert gain["ap"]["dog"]["value"] == 1.0
     assert (in_tmp / "runs/val/exp/good_gain.png").stat().st_size > 1000
     assert (in_tmp / "runs/val/exp/poor_pr_curves.png").exists()
+    assert (in_tmp / "runs/val/exp/pr_curves.png").stat().st_size > 1000
+    assert (in_tmp / "runs/val/exp/good_images.png").stat().st_size > 1000
 
 
 def test_val_goes_on_without_what_is_broken_and_its_exit_code_says_so(kit, good, in_tmp, capsys):
@@ -156,6 +158,7 @@ def test_voc_reports_and_its_exit_code_says_when_something_was_lost(kit, in_tmp,
     assert main(["voc", f"devkit={kit}", "out=ds"]) == 3
     captured = capsys.readouterr()
     assert captured.err.count("broken XML") == 10
+    assert "note: out=ds was there already and has been replaced" in captured.err
     assert "... and 2 more (all of them in ds/problems.txt)" in captured.err
     assert len((in_tmp / "ds/problems.txt").read_text().splitlines()) == 12
     assert main(["voc", "out=ds"]) == 2
@@ -277,3 +280,51 @@ def test_val_of_a_model_whose_names_are_a_list_or_none(some_digits, detector, in
     assert capsys.readouterr().err.strip() == (
         "yolo-os: error: model=none.pt: it names no classes, and those of the annotations are found by name"
     )
+
+
+def test_val_gives_coco_s_numbers_errors_and_parts_with_paired_intervals(kit, good, poor, in_tmp, capsys):
+    (in_tmp / "groups.csv").write_text("a,day\nb,night\nc,night\n")
+    assert val(kit, f"{poor},{good}", "plots=False", "json=out.json", "groups=groups.csv") == 0
+    out = capsys.readouterr().out
+    assert "COCO's numbers: skipped" not in out
+    assert "AP50 lost to" in out
+    assert "group night (3 boxes, 2 images)" in out
+    assert "classes whose AP10 differs, p corrected for 2 classes (Holm): none" in out
+    assert "* fewer than 10 boxes: cat, dog" in out
+    figures = json.loads((in_tmp / "out.json").read_text())
+    good_figures = figures["detectors"]["good"]
+    assert {key: good_figures["coco"][key] for key in ("AP", "AP50", "AP75")} == pytest.approx(
+        {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}
+    )
+    assert good_figures["coco"]["classes"]["dog"]["AP"] == pytest.approx(1.0)
+    assert good_figures["errors"]["missed"]["count"] == 0
+    gain = figures["gains"]["good"]
+    for name in ("AP", "AP50", "AP75"):
+        entry = gain["coco"][name]
+        difference = good_figures["coco"][name] - figures["detectors"]["poor"]["coco"][name]
+        assert entry["value"] == pytest.approx(difference, abs=1e-9)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert set(entry["classes"]) == {"cat", "dog"}
+    assert gain["errors"]["missed"]["count"] < 0
+    assert gain["ap"]["cat"]["p_holm"] >= gain["ap"]["cat"]["p"]
+    night = figures["slices"]["group"]["night"]
+    assert night["detectors"]["good"]["map"] == 1.0
+    assert night["gains"]["good"]["coco"]["AP"]["value"] > 0
+    assert set(figures["slices"]["size"]) == {"small", "medium", "large"}
+
+
+def test_val_names_classes_that_count_as_0_without_a_detection(kit, in_tmp, capsys):
+    folder = comp4(in_tmp / "cats", comp4_det_test_cat=["a 0.9 10 20 30 40"], comp4_det_test_dog=[])
+    assert val(kit, folder, "plots=False", "min_boxes=2") == 0
+    out = capsys.readouterr().out
+    assert "no detection that counts, so an AP of 0 in the mean: dog" in out
+    assert "* fewer than 2 boxes: dog" in out
+    assert "mean AP10 of the 1 class of 2 boxes or more: 0.3333" in out
+
+
+def test_val_of_an_empty_result_file_is_a_clear_0(kit, good, in_tmp, capsys):
+    (in_tmp / "none.json").write_text("[]")
+    assert val(kit, f"{good},none.json", "plots=False", "json=out.json") == 0
+    captured = capsys.readouterr()
+    assert "no detections of none.json are left: every AP is 0" in captured.err
+    assert json.loads((in_tmp / "out.json").read_text())["detectors"]["none"]["coco"]["AP"] == 0

@@ -146,8 +146,7 @@ def _mapping(name: Any, settings: Any) -> dict[str, Any]:
 def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm]) -> Arm:
     if not settings:
         if name not in READY:
-            reject = f"arm {name}: has no settings and is none of the ready arms {', '.join(READY)}"
-            raise UserError(reject)
+            raise UserError(f"arm {name}: has no settings and is none of the ready arms {', '.join(READY)}")
         settings = READY[name]
     like = settings.get("like")
     if like is not None:

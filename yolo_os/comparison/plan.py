@@ -37,6 +37,7 @@ class Config:
         held_out: share of train that is drawn off where there is no test split.
         new_head: draw the last module's weights anew from the seed, whatever the model's head has learned.
         trust: let checkpoints be unpickled as Ultralytics does.
+        trace: of which weights the trace of the loss's Hessian is taken (see docs/flatness.md); None: of none.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Config:
     held_out: float = 0.2
     new_head: bool = False
     trust: bool = False
+    trace: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as `from_dict` takes them."""

@@ -117,6 +117,8 @@ def cost_rows(arms: Sequence[Mapping[str, Any]], content: Content) -> tuple[list
     reference = content["reference"]
     head = ["arm", f"head's squared norm / {reference}'s", "train loss", "val loss", "test loss"]
     head += ["seconds of training", f"/ {reference}'s", "peak memory (MB)", f"/ {reference}'s"]
+    traced = any(arm["trace"] is not None for arm in arms)
+    head += ["trace of the Hessian", f"/ {reference}'s"] if traced else []
     rows = []
     for arm in arms:
         rows.append(
@@ -128,6 +130,7 @@ def cost_rows(arms: Sequence[Mapping[str, Any]], content: Content) -> tuple[list
                 figure(arm["seconds_ratio"], 2),
                 figure(arm["memory"] / 1e6 if arm["memory"] else None, 0),
                 figure(arm["memory_ratio"], 2),
+                *([figure(arm["trace"], 1), figure(arm["trace_ratio"], 3)] if traced else []),
             ]
         )
     return head, rows
@@ -168,7 +171,7 @@ def figure(value: float | None, digits: int = 4) -> str:
 def arms_csv(content: Content) -> str:
     """A line for each arm, of all data sets and of each."""
     plain = ("name", "mean", "std", "difference", "low", "high", "p", "p_holm", "smallest", "seeds_needed", "word")
-    costs = ("squared_norm_ratio", "seconds", "seconds_ratio", "memory", "memory_ratio")
+    costs = ("squared_norm_ratio", "trace", "trace_ratio", "seconds", "seconds_ratio", "memory", "memory_ratio")
     others = [(metric, key) for metric in ("map07", "map10") for key in ("mean", "std", "difference", "low", "high")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -233,6 +233,8 @@ def _costs(measured: Measured, name: str, cells: list[tuple[str, float | int]]) 
     return {
         "squared_norm": mean("squared_norm"),
         "squared_norm_ratio": ratio("squared_norm"),
+        "trace": mean("trace"),
+        "trace_ratio": ratio("trace"),
         "loss": {split: mean("loss", split) for split in ("train", "val", "test")},
         "seconds": mean("seconds"),
         "seconds_ratio": ratio("seconds"),

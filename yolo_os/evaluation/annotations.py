@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.evaluation.names import plain, some
+from yolo_os.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ class Annotations:
     def __str__(self) -> str:
         """One line: how much there is, and what was missing or wrong."""
         crowds = int(self.crowd.sum())
-        special = f"{int(self.difficult.sum())} difficult" + (f", {_count(crowds, 'crowd')}" if crowds else "")
+        special = f"{int(self.difficult.sum())} difficult" + (f", {counted(crowds, 'crowd')}" if crowds else "")
         parts = [
-            f"{_count(len(self.images), 'image')}, {_count(len(self.box), 'object')} ({special})"
-            f" of {_count(len(self.classes), 'class', 'es')}"
+            f"{counted(len(self.images), 'image')}, {counted(len(self.box), 'object')} ({special})"
+            f" of {counted(len(self.classes), 'class', 'es')}"
         ]
         parts += [f"{count} without <{tag}> (taken as 0)" for tag, count in self.missing.items() if count]
         if self.problems:
-            parts.append(f"{_count(len(self.problems), 'problem')}, {len(self.lost)} with something left out")
+            parts.append(f"{counted(len(self.problems), 'problem')}, {len(self.lost)} with something left out")
         return "; ".join(parts)
 
 
@@ -183,7 +184,3 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
     if unnamed and splits[0].absent:
         notes.append(f"no object is of class {some(splits[0].absent)}")
     return problems, notes
-
-
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number} {what}{'' if number == 1 else plural}"

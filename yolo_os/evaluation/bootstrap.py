@@ -1,78 +1,59 @@
-"""Error bars of VOC AP: the bootstrap over images.
+"""Error bars of average precision: the bootstrap over images, and the paired permutation test.
 
 An image set is a sample of the images a detector could meet. Drawing as many images from it, with replacement, and
-scoring again, a thousand times, shows how far AP would move with another set. What a detection is matched with lies
-within its image and does not change, so matching is done once; a replicate only counts each image's detections and
-boxes as many times as it was drawn.
+scoring again, a thousand times, shows how far AP would move with another set (`resampling`); `intervals` makes an
+interval of that.
 
 The difference of two detectors is taken in each replicate on the same drawn images: what makes images hard is common
-to both and cancels, so the interval of the difference is far narrower than those of the detectors.
-
-AP of a drawn set is on average a little higher than that of the set it is drawn from (repeated images make the
-precision, of which AP takes the best from each recall on, more uneven). That bias would move the plain percentile
-interval upwards, at worst past the figure itself; it is estimated by the replicates' mean, reported, and taken off.
-Measured coverage is in docs/results.md.
+to both and cancels, so the interval of the difference is far narrower than those of the detectors. Its p-value comes
+from exchanging the two detectors' results image by image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.arrays import Floats, Integers
+from yolo_os.evaluation.intervals import Difference, Interval, difference, holm, mean_of, row_means, single
+from yolo_os.evaluation.resampling import Counts, Ranking, Score, draws, exchanges, replicates
 from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, mean_defined
 
-_BLOCK = 1_000_000  # weights gathered at once, a byte each; small enough for the processor's cache
+__all__ = ["MIN_BOXES", "Bars", "Bootstrap", "Difference", "Interval", "bootstrap"]
+
+_MOST_IMAGES = 5000
+MIN_BOXES = 10  # a class with fewer is marked, and left out of the second mean
 
 
 @dataclass(frozen=True, eq=False)
-class Interval:
-    """A figure with its interval: the replicates' percentiles, with their bias taken off, within 0 and 1.
+class Bars:
+    """Error bars of one figure, of one detector, or of the difference of two (then all entries are `Difference`s).
 
     Attributes:
-        value: the figure on the image set itself.
-        low, high: the interval; nan where the figure is undefined.
-        level: how much of the replicates it holds, such as 0.95.
-        stderr: standard deviation over the replicates.
-        bias: mean of the replicates less the value.
+        mean: over the classes where the figure is defined.
+        many: over those of them with `min_boxes` boxes or more; undefined if there are none.
+        classes: of each class.
     """
 
-    value: float
-    low: float
-    high: float
-    level: float
-    stderr: float
-    bias: float
+    mean: Interval
+    many: Interval
+    classes: tuple[Interval, ...]
 
-    def __str__(self) -> str:
-        """Value and interval."""
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
-
-@dataclass(frozen=True, eq=False)
-class Difference(Interval):
-    """A difference of two detectors, taken on the same drawn images, with its interval.
-
-    Attributes:
-        p: two-sided: twice the share of replicates, their bias taken off, on the rarer side of 0, as
-            (1 + count) / (1 + replicates), at most 1.
-    """
-
-    p: float
-
-    def __str__(self) -> str:
-        """Difference, interval and p-value."""
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}], p = {self.p:.3g}"
+    @property
+    def holm(self) -> tuple[float, ...]:
+        """Of a difference: each class's p-value, corrected for the number of classes."""
+        return holm([each.p for each in self.classes if isinstance(each, Difference)])
 
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """Error bars of one detector, or of the difference of two (then every entry is a `Difference`).
+    """Error bars of VOC AP, of one detector or of the difference of two (then every entry is a `Difference`).
 
     Attributes:
         map, map07: of the means over classes.
@@ -80,6 +61,9 @@ class Bootstrap:
         replicates: how many image sets were drawn.
         seed: of the draws.
         images: how many images each holds.
+        many, many07: of the means over classes with `min_boxes` boxes or more.
+        min_boxes: see there.
+        holm: of a difference, the p-value of each class's AP corrected for the number of classes; else none.
     """
 
     map: Interval
@@ -89,6 +73,10 @@ class Bootstrap:
     replicates: int
     seed: int
     images: int
+    many: Interval
+    many07: Interval
+    min_boxes: int
+    holm: tuple[float, ...]
 
     def __str__(self) -> str:
         """Both means with their intervals."""
@@ -100,10 +88,13 @@ class Bootstrap:
     def to_dict(self) -> dict[str, Any]:
         """`{"map": {"value", "low", "high", ...}, "map07": ..., "ap": [...], "ap07": [...], ...}`, nan as None."""
         return {
-            "map": _plain(self.map),
-            "map07": _plain(self.map07),
-            "ap": [_plain(interval) for interval in self.ap],
-            "ap07": [_plain(interval) for interval in self.ap07],
+            "map": self.map.to_dict(),
+            "map07": self.map07.to_dict(),
+            "ap": class_dicts(self.ap, self.holm),
+            "ap07": class_dicts(self.ap07, ()),
+            "map_min_boxes": self.many.to_dict(),
+            "map07_min_boxes": self.many07.to_dict(),
+            "min_boxes": self.min_boxes,
             "replicates": self.replicates,
             "seed": self.seed,
             "images": self.images,
@@ -116,6 +107,7 @@ def bootstrap(
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    min_boxes: int = MIN_BOXES,
 ) -> Bootstrap:
     """Bootstrap intervals over images of one result, or the paired one of the gain `other - result`.
 
@@ -124,121 +116,222 @@ def bootstrap(
     Args:
         result: of `evaluate_voc`, with `images=` given if some images have neither boxes nor detections.
         other: of a second detector on the same images and boxes; the intervals are then of its gain over `result`.
-        replicates: how many image sets to draw.
-        level: what share of the replicates an interval holds.
+        replicates: how many image sets to draw, and how often to exchange the results of two detectors.
+        level: nominal coverage of the intervals.
         seed: of the draws.
+        min_boxes: classes with fewer boxes are left out of the second mean.
 
     Raises:
         UserError: if the results are not of the same boxes, thresholds and classes, or a setting is out of range.
     """
-    if replicates < 2 or not 0 < level < 1:
-        raise UserError(f"replicates={replicates} must be at least 2, and level={level} between 0 and 1")
-    results = [result] if other is None else [other, result]
+    results = [result] if other is None else [result, other]
     image_ids = np.unique(np.concatenate([each.matches.image_ids for each in results]))
-    if len(image_ids) < 2:
-        raise UserError(f"a bootstrap over {len(image_ids)} images says nothing: at least 2 are needed")
+    check_settings(replicates, level, len(image_ids))
     if other is not None:
         _check_paired(result, other)
-    detectors = [_Detector(each, image_ids) for each in results]
-    rows = max(1, _BLOCK // max(1, *(detector.longest for detector in detectors), len(image_ids)))
-    blocks = []
-    for weights in _draws(len(image_ids), replicates, rows, seed):
-        drawn = [detector.average_precisions(weights) for detector in detectors]
-        blocks.append(drawn[0] if other is None else drawn[0] - drawn[1])
-    ap, ap07 = np.concatenate(blocks, axis=1)  # (replicates, classes) each
-    given = np.array([result.ap, result.ap07])
-    if other is not None:
-        given = np.array([other.ap, other.ap07]) - given
-
-    def interval(value: float, samples: Floats) -> Interval:
-        samples = samples[~np.isnan(samples)]
-        if np.isnan(value) or not len(samples):
-            nan = float("nan")
-            unknown = (nan, nan, nan, level, nan, nan)
-            return Interval(*unknown) if other is None else Difference(*unknown, p=nan)
-        bias = float(samples.mean()) - value
-        samples = samples - bias
-        low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]).tolist()
-        if other is None:
-            return Interval(float(value), max(low, 0.0), min(high, 1.0), level, float(samples.std()), bias)
-        rarer = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
-        p = min(1.0, 2 * (1 + rarer) / (1 + len(samples)))
-        return Difference(float(value), low, high, level, float(samples.std()), bias, p)
-
+    plan = Plan(len(image_ids), replicates, level, seed, min_boxes)
+    figures = Figures(_voc_score(RECALL_POINTS[result.recall_points]), 2, lambda scores: scores[0])
+    classes, values = _rankings(result, image_ids), np.array([result.ap, result.ap07])
+    if other is None:
+        ap, ap07 = bars_of_one(classes, values, figures, plan)
+    else:
+        gain = np.array([other.ap, other.ap07]) - values
+        ap, ap07 = bars_of_gain(classes, _rankings(other, image_ids), gain, figures, plan)
     return Bootstrap(
-        map=interval(mean_defined(given[0]), _row_means(ap)),
-        map07=interval(mean_defined(given[1]), _row_means(ap07)),
-        ap=tuple(interval(value, ap[:, index]) for index, value in enumerate(given[0])),
-        ap07=tuple(interval(value, ap07[:, index]) for index, value in enumerate(given[1])),
+        map=ap.mean,
+        map07=ap07.mean,
+        ap=ap.classes,
+        ap07=ap07.classes,
         replicates=replicates,
         seed=seed,
         images=len(image_ids),
+        many=ap.many,
+        many07=ap07.many,
+        min_boxes=min_boxes,
+        holm=ap.holm,
     )
 
 
-class _Detector:
-    """The matches of one detector, arranged so that a replicate costs one pass over the detections."""
+@dataclass(frozen=True)
+class Plan:
+    """How to draw: `replicates` times from `images` images; the others as in `bootstrap`."""
 
-    def __init__(self, result: VOCResult, image_ids: NDArray[Any]) -> None:
-        matches = result.matches
-        place = np.searchsorted(image_ids, matches.image_ids)
-        self.recall_points = RECALL_POINTS[result.recall_points]
-        self.classes: list[
-            tuple[NDArray[np.int64], ...] | None
-        ] = []  # images of detections, true ones, images of boxes
-        self.longest = 1
-        for index in range(matches.num_classes):
-            here = matches.of_class(index)
-            true = np.flatnonzero(matches.det_true[here])
-            boxes = place[matches.gt_image[matches.gt_class == index]]
-            images = place[matches.det_image[here]][
-                : true[-1] + 1 if len(true) else 0
-            ]  # what comes last counts nowhere
-            self.classes.append((images, true, boxes) if len(boxes) else None)
-            self.longest = max(self.longest, len(images))
-
-    def average_precisions(self, weights: NDArray[np.uint8]) -> Floats:
-        """AP and AP07, shape (2, replicates, classes), of replicates given as weights (replicates, images).
-
-        An image drawn twice stands twice among the images, so its detections count twice, one right after the other.
-        Precision is only wanted after the last of such copies: within a run of true positives it only rises.
-        """
-        values = np.full((2, len(weights), len(self.classes)), np.nan)
-        for index, columns in enumerate(self.classes):
-            if columns is None:
-                continue
-            images, true, boxes = columns
-            positives = weights.take(boxes, axis=1).sum(axis=1, dtype=np.int64)[:, None]
-            defined = positives[:, 0] > 0
-            values[:, defined, index] = 0
-            if not len(true):
-                continue
-            starts = np.append(0, true[:-1] + 1)  # from behind one true positive to the next: one sum for each
-            counted = np.add.reduceat(weights.take(images, axis=1), starts, axis=1, dtype=np.int32)
-            drawn = weights.take(images[true], axis=1)
-            found = np.cumsum(drawn, axis=1, dtype=np.int32)
-            precision = found / np.maximum(np.cumsum(counted, axis=1), 1)
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                recall = found / positives
-                values[0, :, index] = (envelope * drawn).sum(axis=1) / positives[:, 0]
-            ap07 = np.zeros(len(weights))
-            for point in self.recall_points:
-                reached = (recall < point).sum(axis=1)
-                inside = np.flatnonzero(reached < len(true))
-                ap07[inside] += envelope[inside, reached[inside]]
-            values[1, defined, index] = ap07[defined] / len(self.recall_points)
-        return values
+    images: int
+    replicates: int
+    level: float
+    seed: int
+    min_boxes: int
 
 
-def _draws(images: int, replicates: int, rows: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """How often each image is drawn in each replicate, some rows at a time; the same for a seed whatever `rows` is."""
-    random = np.random.default_rng(seed)
-    for start in range(0, replicates, rows):
-        block = np.empty((min(rows, replicates - start), images), dtype=np.uint8)
-        for row in block:
-            row[:] = np.minimum(np.bincount(random.integers(0, images, images), minlength=images), 255)
-        yield block
+@dataclass(frozen=True)
+class Figures:
+    """What is computed of drawn images.
+
+    Attributes:
+        score: what comes of one IoU threshold.
+        number: how many scores that is.
+        combine: makes scores in replicates, shape (thresholds, number, replicates, classes), the figures, shape
+            (figures, replicates, classes); linear.
+    """
+
+    score: Score
+    number: int
+    combine: Callable[[Floats], Floats]
+
+
+def bars_of_one(classes: Sequence[Ranking], values: Floats, figures: Figures, plan: Plan) -> list[Bars]:
+    """Error bars of figures of one detector, whose values, shape (figures, classes), are given."""
+    drawn = replicates([classes], draws(plan.images, plan.replicates, plan.seed), figures.score, figures.number)
+    samples = np.concatenate([figures.combine(each) for (each,) in drawn], axis=1)
+    boxes, holding = _boxes(classes)
+    images = np.array([len(where) for where in holding])
+
+    def bars(value: Floats, sample: Floats) -> Bars:
+        defined = ~np.isnan(value)
+
+        def mean(chosen: NDArray[np.bool_]) -> Interval:
+            counts = boxes[chosen].tolist(), images[chosen].tolist()
+            return mean_of(value[chosen], sample[:, chosen], plan.level, *counts)
+
+        each = zip(value.tolist(), sample.T, boxes.tolist(), images.tolist())
+        alone = tuple(single(at, rows, plan.level, found, n) for at, rows, found, n in each)
+        return Bars(mean(defined), mean(defined & (boxes >= plan.min_boxes)), alone)
+
+    return [bars(*each) for each in zip(values, samples)]
+
+
+def bars_of_gain(
+    first: Sequence[Ranking], second: Sequence[Ranking], values: Floats, figures: Figures, plan: Plan
+) -> list[Bars]:
+    """Error bars of the gain in figures of the second detector over the first."""
+    drawn = replicates([first, second], draws(plan.images, plan.replicates, plan.seed), figures.score, figures.number)
+    samples = np.concatenate([figures.combine(new) - figures.combine(old) for old, new in drawn], axis=1)
+    # An exchange and its reverse differ in the sign: half of them are computed.
+    half = (plan.replicates + 1) // 2
+    swaps = exchanges(first, second, plan.images, half, plan.seed, figures.score, figures.number)
+    swapped = np.concatenate([figures.combine(each) for each in swaps], axis=1)
+    swapped = np.concatenate([swapped, -swapped], axis=1)[:, : plan.replicates]
+    boxes, holding = _boxes(first)
+
+    def mean(value: Floats, sample: Floats, swap: Floats, chosen: NDArray[np.bool_]) -> Difference:
+        images = np.unique(np.concatenate([np.zeros(0), *(holding[index] for index in np.flatnonzero(chosen))]))
+        means = row_means(sample[:, chosen]), row_means(swap[:, chosen])
+        return difference(mean_defined(value[chosen]), *means, plan.level, len(images))
+
+    def bars(value: Floats, sample: Floats, swap: Floats) -> Bars:
+        defined = ~np.isnan(value)
+        each = zip(value.tolist(), sample.T, swap.T, map(len, holding))
+        alone = tuple(difference(at, rows, swaps, plan.level, n) for at, rows, swaps, n in each)
+        enough = defined & (boxes >= plan.min_boxes)
+        return Bars(mean(value, sample, swap, defined), mean(value, sample, swap, enough), alone)
+
+    return [bars(*each) for each in zip(values, samples, swapped)]
+
+
+def _boxes(classes: Sequence[Ranking]) -> tuple[Integers, list[Integers]]:
+    """How many boxes each class has to be found, and which images hold them."""
+    return np.array([len(ranking.boxes) for ranking in classes]), [np.unique(ranking.boxes) for ranking in classes]
+
+
+def image_changes(result: VOCResult, other: VOCResult) -> Floats:
+    """What each image adds to the gain in mAP10 of `other` over `result`, shape (images,), in the order of `image_ids`.
+
+    It is half of what the gain changes when the two exchange their results of that image alone. Of more than 5,000
+    images it is known of those that differ most in the precision that their true positives earn; of others it is 0.
+    """
+    _check_paired(result, other)
+    image_ids = result.matches.image_ids
+    if not np.array_equal(image_ids, other.matches.image_ids):
+        raise UserError("the two results are not of the same images: give evaluate_voc all of them (images=)")
+    images, score = len(image_ids), _voc_score(RECALL_POINTS[result.recall_points])
+    merged = [one.merged(two, images) for one, two in zip(_rankings(result, image_ids), _rankings(other, image_ids))]
+    earned = _earned(other) - _earned(result)
+    looked_at = np.argsort(-np.abs(earned), kind="stable")[:_MOST_IMAGES]
+    gain, changes = mean_defined(other.ap - result.ap), np.zeros(images)
+    for start in range(0, len(looked_at), 500):
+        some = looked_at[start : start + 500]
+        alone = np.zeros((images, len(some)), np.uint8)  # the images whose results are exchanged
+        alone[some, np.arange(len(some))] = 1
+        weights = np.concatenate([1 - alone, alone])
+        swapped = np.stack([ranking.exchanged(weights, score, 2)[0, 0] for ranking in merged], axis=-1)
+        changes[some] = (gain - row_means(swapped)) / 2
+    return changes
+
+
+def _earned(result: VOCResult) -> Floats:
+    """The share of mAP10, times the number of classes, that each image's true positives earn."""
+    earned = np.zeros(len(result.matches.image_ids))
+    for index in np.flatnonzero(result.npos).tolist():
+        here = result.matches.of_class(index)
+        true = result.matches.det_true[here]
+        precision = result.curve(index).precision
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        np.add.at(earned, result.matches.det_image[here][true], envelope[true] / result.npos[index])
+    return earned
+
+
+def check_settings(replicates: int, level: float, images: int) -> None:
+    """Refuse what can't be drawn."""
+    if replicates < 2 or not 0 < level < 1:
+        raise UserError(f"replicates={replicates} must be at least 2, and level={level} between 0 and 1")
+    if images < 2:
+        raise UserError(f"a bootstrap over {images} images says nothing: at least 2 are needed")
+
+
+def class_dicts(bars: Sequence[Interval], corrected: Sequence[float]) -> list[dict[str, Any]]:
+    """The classes' intervals for a JSON file, with their corrected p-values if there are some."""
+    dicts = [each.to_dict() for each in bars]
+    for each, p in zip(dicts, corrected):
+        each["p_holm"] = None if np.isnan(p) else float(p)
+    return dicts
+
+
+def _rankings(result: VOCResult, image_ids: NDArray[Any]) -> list[Ranking]:
+    matches = result.matches
+    place = np.searchsorted(image_ids, matches.image_ids)
+    return [
+        Ranking(
+            place[matches.det_image[here]],
+            matches.det_true[here][None],
+            None,
+            place[matches.gt_image[matches.gt_class == index]],
+        )
+        for index, here in enumerate(map(matches.of_class, range(matches.num_classes)))
+    ]
+
+
+def _voc_score(recall_points: Floats) -> Score:
+    """AP and AP07."""
+
+    def score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
+        drawn = np.diff(found, axis=0, prepend=np.int32(0))
+        ap = np.einsum("ij,ij->j", envelope, drawn) / positives
+        return np.stack([ap, interpolated(found, envelope, positives, tuple(recall_points.tolist()))])
+
+    return score
+
+
+def interpolated(found: Counts, envelope: Floats, positives: Counts, recall_points: tuple[float, ...]) -> Floats:
+    """Mean over recall points of the monotone precision from there on, 0 where a recall is not reached."""
+    unique, which = np.unique(positives, return_inverse=True)
+    tables = [_points_reached(each, recall_points) for each in unique.tolist()]
+    if len(tables) > 1:
+        starts = np.cumsum([0, *map(len, tables[:-1])]).astype(np.int32)
+        found = found + starts[which]
+    reached = np.concatenate(tables).take(found, mode="clip")  # all are inside: it only saves the check
+    # Each precision counts for the points that its recall is the first to reach.
+    gained = np.diff(reached, axis=0, prepend=np.int16(0))
+    means: Floats = np.einsum("ij,ij->j", envelope, gained) / len(recall_points)
+    return means
+
+
+@lru_cache(maxsize=4096)
+def _points_reached(positives: int, recall_points: tuple[float, ...]) -> NDArray[np.int16]:
+    """How many recall points are reached when 0, 1, ... of the boxes are found; none before the first."""
+    recall = np.arange(positives + 1) / positives
+    reached = np.searchsorted(recall_points, recall, side="right").astype(np.int16)
+    reached[0] = 0
+    return reached
 
 
 def _check_paired(result: VOCResult, other: VOCResult) -> None:
@@ -251,19 +344,3 @@ def _check_paired(result: VOCResult, other: VOCResult) -> None:
         raise UserError("the two results are not of the same classes and recall points")
     if not np.array_equal(boxes(result), boxes(other)):
         raise UserError("the two results are not of the same images and ground truth: evaluate both on one image set")
-
-
-def _row_means(values: Floats) -> Floats:
-    """Mean of each row over what is defined in it; nan where nothing is."""
-    defined = ~np.isnan(values)
-    count = defined.sum(axis=1)
-    sums = np.where(defined, values, 0.0).sum(axis=1)
-    means: Floats = np.divide(sums, count, out=np.full(len(values), np.nan), where=count > 0)
-    return means
-
-
-def _plain(interval: Interval) -> dict[str, float | None]:
-    items = {name: getattr(interval, name) for name in ("value", "low", "high", "level", "stderr", "bias")}
-    if isinstance(interval, Difference):
-        items["p"] = interval.p
-    return {name: None if np.isnan(value) else value for name, value in items.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ class Matches:
         det_true: shape (k,); whether the detection is a true positive.
         gt_image, gt_class: shape (m,); of the boxes that are not difficult.
         num_classes: how many classes there are.
+        det_row: shape (k,); the row of each detection among those given; empty where that is not known.
     """
 
     image_ids: NDArray[Any]
@@ -35,6 +36,7 @@ class Matches:
     gt_image: Integers
     gt_class: Integers
     num_classes: int
+    det_row: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @cached_property
     def npos(self) -> Integers:
@@ -69,7 +71,7 @@ def match(
     gt_stops = np.cumsum(np.bincount(gt_class, minlength=num_classes)).tolist()
     det_rows = _stable_order(det_class)
     det_stops = np.cumsum(np.bincount(det_class, minlength=num_classes)).tolist()
-    images, scores, trues, counts = [], [], [], []
+    images, scores, trues, given, counts = [], [], [], [], []
     for label in range(num_classes):
         boxes = gt_rows[gt_stops[label - 1] if label else 0 : gt_stops[label]]
         rows = det_rows[det_stops[label - 1] if label else 0 : det_stops[label]]
@@ -89,10 +91,11 @@ def match(
             if skip.any():
                 counted = np.ones(len(rows), dtype=bool)
                 counted[matched[skip]] = False
-                image, score, true = image[counted], score[counted], true[counted]
+                image, score, true, rows = image[counted], score[counted], true[counted], rows[counted]
         images.append(image)
         scores.append(score)
         trues.append(true)
+        given.append(rows)
         counts.append(len(true))
     return Matches(
         image_ids=image_ids,
@@ -103,6 +106,7 @@ def match(
         gt_image=gt_image[~gt_difficult],
         gt_class=gt_class[~gt_difficult],
         num_classes=num_classes,
+        det_row=np.concatenate(given),
     )
 
 

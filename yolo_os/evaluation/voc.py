@@ -15,6 +15,7 @@ Everything is float64 and vectorised; 300,000 detections take well under a secon
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation import arrays
 from yolo_os.evaluation.arrays import Floats, Integers
 from yolo_os.evaluation.matching import Matches, match
+from yolo_os.evaluation.names import some
 from yolo_os.terminal import in_table
 
 # The eleven recalls as two languages compute them. MATLAB's 0:0.1:1 counts its second half down from 1, so it has
@@ -85,12 +87,33 @@ class VOCResult:
         return mean_defined(self.ap07)
 
     @property
+    def unfound(self) -> tuple[str, ...]:
+        """Classes that have boxes to be found and no detection that counts: their AP of 0 is in the mean."""
+        detected = np.bincount(self.matches.det_class, minlength=len(self.npos)) > 0
+        return tuple(self.names[index] for index in np.flatnonzero((self.npos > 0) & ~detected))
+
+    def few(self, min_boxes: int) -> tuple[str, ...]:
+        """Classes with fewer boxes than that, and at least one: one box more or less moves their AP far."""
+        return tuple(self.names[index] for index in np.flatnonzero((self.npos > 0) & (self.npos < min_boxes)))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The classes' names, or their numbers as text."""
         return self.classes or tuple(str(index) for index in range(len(self.ap)))
 
-    def curve(self, class_index: int) -> PRCurve:
-        """Precision and recall of one class; recall is nan where the class has no box to be found."""
+    def curve(self, class_index: int | str) -> PRCurve:
+        """Precision and recall of one class, by index or name; recall is nan where it has no box to be found.
+
+        Raises:
+            UserError: for a class that there is not.
+        """
+        if isinstance(class_index, str):
+            if class_index not in self.names:
+                raise UserError(f"no class is called '{class_index}': the classes are {some(self.names, 100)}")
+            class_index = self.names.index(class_index)
+        if not -len(self.ap) <= class_index < len(self.ap):
+            raise UserError(f"there is no class {class_index}: classes run from 0 to {len(self.ap) - 1}")
+        class_index %= len(self.ap)
         here = self.matches.of_class(class_index)
         found = np.cumsum(self.matches.det_true[here])
         positives = self.npos[class_index]
@@ -151,6 +174,7 @@ def evaluate_voc(
     *,
     images: ArrayLike | None = None,
     classes: tuple[str, ...] = (),
+    warn: bool = True,
 ) -> VOCResult:
     """PASCAL VOC average precision, by the development kit's own rules (`VOCevaldet.m`, `VOCap.m`).
 
@@ -169,6 +193,7 @@ def evaluate_voc(
         images: all images of the set; when given, an image that is not among them is refused. `bootstrap` draws from
             them, so give them if some images have neither a box nor a detection.
         classes: names for the table, or none.
+        warn: with pixel_offset=1, whether to warn (`UserWarning`) of boxes that look counted from 0.
 
     Raises:
         UserError: for arrays of the wrong shape or of unequal lengths, a class out of range, a box or score that is
@@ -194,6 +219,9 @@ def evaluate_voc(
         None if images is None else np.asarray(images),
     )
 
+    if warn and pixel_offset == 1:
+        for name, given in (("gt_box", boxes), ("det_box", found_boxes)):
+            _warn_of_base(name, given)
     matches = match(
         num_classes,
         image_ids,
@@ -204,6 +232,19 @@ def evaluate_voc(
     )
     ap, ap07 = average_precisions(matches, RECALL_POINTS[recall_points])
     return VOCResult(ap, ap07, matches.npos, matches, recall_points, tuple(classes))
+
+
+def _warn_of_base(name: str, box: Floats) -> None:
+    """Boxes of images reach their edges: many that start at exactly 0 and next to none at 1 were counted from 0."""
+    zero, one = (int((box[:, :2] == edge).any(axis=1).sum()) for edge in (0, 1))
+    if zero >= 5 and zero > 4 * one:
+        warnings.warn(
+            f"{name} looks counted from 0: {zero} boxes start at exactly 0 and {one} at 1, while pixel_offset=1 takes"
+            " boxes as 1-based and inclusive; add 1 to all four numbers if they are inclusive pixels, or give"
+            " pixel_offset=0 if all boxes are continuous",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def average_precisions(matches: Matches, recall_points: Floats) -> tuple[Floats, Floats]:

@@ -28,6 +28,7 @@ from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
 from yolo_os.resources import resource
 from yolo_os.settings import listed, reject_unknown
 from yolo_os.shifter import check_finite, plan
+from yolo_os.terminal import counted
 from yolo_os.training.log import ShiftLog
 from yolo_os.training.schedule import Schedule
 from yolo_os.training.step import StepShift
@@ -60,6 +61,7 @@ class _Run:
     columns: bool = True  # whether results.csv has ours: not where a training is resumed that was begun without
     warned: bool = False  # of steps of this epoch that could not be shifted
     validated: dict[str, float] = field(default_factory=dict)  # metrics of best.pt before the final shift
+    said: str = ""  # what val says of that shift
 
     def let_go(self, trainer: Any) -> None:
         """Watch no longer: a shift that is still due is left to the next step."""
@@ -88,18 +90,31 @@ class ShiftCallback:
 
     The object can be pickled, as Ultralytics does to start a training on several GPUs.
 
-    What is not given is as in `configs/train.yaml`, the default of `yolo-os train` too.
+    What is not given is as in `configs/train.yaml`, the default of `yolo-os train` too: the values in brackets.
 
     Args:
-        recipe: of the shifts during training, its settings, or the name or file of one.
-        every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training.
-        start, end: shares of the training, between 0 and 1, between which shifts come.
-        final: recipe of the shift of the saved weights, given likewise; None: none.
+        recipe: of the shifts during training, as a recipe, a dictionary of its settings, or the name or file of one.
+        every: a number of optimizer steps, or text such as `epoch` or `2epochs`; None: no shifts during training
+            [epoch].
+        start, end: shares of the training, between 0 and 1, between which shifts come [0.7, 1.0].
+        final: recipe of the shift of the saved weights, given likewise; None: none [budget].
         toward: True, or a file: at the end move all layers of `best.pt` towards the weights that the training started
             from, as far as val allows (see `integration.toward`); no other shift is then made, unless `every` or
-            `final` is given too.
-        retain: with `toward`, data that must not get worse.
-        retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported.
+            `final` is given too [None].
+        retain: with `toward`, data that must not get worse [None].
+        retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported [None].
+        settings: of a recipe, by name, over those of `recipe`:
+
+            - method: budget, os or sos [budget];
+            - keep: with budget, share of the squared norm of the layers shifted that a shift leaves [0.9];
+            - max_loss_rise: largest relative rise of the loss on the batch that a shift may cause; None: any [0.002];
+            - samples: with sos, rows of A per layer, or below 1 a share of the layer's input features [0.75];
+            - sampling: with sos, uniform, foreground or balanced [foreground];
+            - layers: all, or roles and name patterns with commas, such as `cls,cv2.*` [all];
+            - seed: of the rows drawn [0];
+            - rtol: with os and sos, singular values below this share of the largest count as zero; None: by rounding
+              [None];
+            - images, held_out: of the final shift only, where they are set by `final` [256, 128].
 
     Raises:
         UserError: for a bad setting.
@@ -115,7 +130,9 @@ class ShiftCallback:
         toward: str | Path | bool | None = SHIPPED,
         retain: str | Path | Sequence[str | Path] | None = SHIPPED,
         retain_drop: float | None = SHIPPED,
+        **settings: Any,
     ) -> None:
+        reject_unknown(settings, [*(each.name for each in fields(ShiftRecipe)), *_OWN])
         shipped = training_settings()
         base = ShiftRecipe.from_dict({name: value for name, value in shipped.items() if name not in _OWN})
         given: dict[str, Any] = {"every": every, "start": start, "end": end, "final": final}
@@ -123,7 +140,7 @@ class ShiftCallback:
         if given["toward"] not in (SHIPPED, None, False):
             given |= {name: None for name in ("every", "final") if given[name] is SHIPPED}
         own: dict[str, Any] = {name: shipped[name] if value is SHIPPED else value for name, value in given.items()}
-        self.recipe = ShiftRecipe.given(recipe, base) or base
+        self.recipe = (ShiftRecipe.given(recipe, base) or base).replace(**settings)
         self.schedule = Schedule(own["every"], own["start"], own["end"])
         self.final = ShiftRecipe.given(own["final"])
         if self.final and self.final.layers == "all":  # what is not to be shifted during training isn't at its end
@@ -369,13 +386,13 @@ class ShiftCallback:
         with alone():  # the other processes wait for this one's checkpoint
             for path in saved[:1] if same else saved:
                 try:
-                    before = final_shift(trainer, path, self.final)
+                    final = final_shift(trainer, path, self.final)
                 except Exception as error:  # whatever it is, it is no reason to lose a training over
                     why = f"{type(error).__name__}: {error}"
                     LOGGER.warning(f"{SAYS}no final shift of {path.name}, it stays as trained: {why}")
                 else:
                     if path == trainer.best:
-                        run.validated = before
+                        run.validated, run.said = final.metrics, final.said
         if same:
             with written_whole(saved[1]) as temporary:
                 shutil.copyfile(saved[0], temporary)
@@ -397,10 +414,13 @@ class ShiftCallback:
         run = self._running()
         folder = Path(trainer.save_dir)
         reverted = f", {run.log.reverted} reverted" if run.log.reverted else ""
-        LOGGER.info(f"{SAYS}{run.log.shifts} shifts during training{reverted}; see {folder / 'shifts.csv'}")
+        made = counted(run.log.shifts, "shift")
+        LOGGER.info(f"{SAYS}{made} during training{reverted}; see {folder / 'shifts.csv'}")
         for name, value in run.validated.items():
             if "mAP50-95" in name and name in trainer.metrics:
                 found = f"{value:.4f} before the final shift, {trainer.metrics[name]:.4f} after"
+                if run.said:
+                    found += f"; {run.said}; weights/{trainer.best.stem}-unshifted.pt holds the weights before"
                 LOGGER.info(f"{SAYS}{name.removeprefix('metrics/')} of best.pt on val: {found}")
         if run.validated:  # what `model.train()` returns after a training on several GPUs
             note_written(trainer.best)  # by Ultralytics, which stripped what we wrote

@@ -39,6 +39,7 @@ from yolo_os.integration.compare_arms import settings_for
 from yolo_os.integration.compare_data import Prepared, prepare, train_yaml
 from yolo_os.integration.compare_run import run_job
 from yolo_os.integration.data import class_names_of, image_size, task_of
+from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import choose_device
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.plots.compare_page import write_report
@@ -76,10 +77,16 @@ def compare(
         UserError: for settings or data that can't be used, before anything is trained.
     """
     folder = folder.resolve()
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
-        model = _base(config)
-        jobs, prepared = _planned(config, folder, model)
+    with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
+        try:
+            model = _base(config)
+            jobs, prepared = _planned(config, folder, model)
+        except UserError:
+            if fresh:
+                shutil.rmtree(folder)
+            raise
         config.save(folder)
         warnings = [warning for each in prepared.values() for warning in each.warnings]
         for warning in warnings:
@@ -99,7 +106,7 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
         UserError: for settings or data that can't be used.
     """
     folder = folder.resolve()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, guarded():
         model = _base(config)
         known = make_plan(config, folder)
         names = class_names_of(model)
@@ -156,6 +163,7 @@ def _planned(config: Config, folder: Path, model: nn.Module) -> tuple[list[Job],
             "test_split": data.test_split,
             "truth": str(data.truth),
             "trust": config.trust,
+            "trace": config.trace,
         }
     for run in runs_of(jobs):  # only when all of them can be used
         _write_spec(run, plain(specs[run.folder]))

@@ -34,6 +34,8 @@ from yolo_os.integration.checkpoint import Checkpoint, load_checkpoint, read_con
 from yolo_os.integration.compare_arms import START, attach, callback_of
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import Boxes, Validation
+from yolo_os.integration.flatness import hessian_trace
+from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import choose_device
 from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
 from yolo_os.integration.train import train
@@ -48,24 +50,26 @@ def run_job(folders: Sequence[Path], alone: bool = True) -> int:
         folders: a training's, and those of the shifts that start from it.
         alone: whether this process does nothing else, so that its peak memory is that of the run.
     """
-    failed = 0
-    for folder in folders:
-        if (folder / RESULT).is_file():
-            continue
-        (folder / FAILURE).unlink(missing_ok=True)
-        spec = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        started = time.perf_counter()
-        try:
-            result = _shift(spec, folder) if spec["after"] else _train(spec, folder)
-            result |= {"wall": time.perf_counter() - started, "version": __version__}
-            result["memory"] = _peak_memory(spec) if alone else None
-            write_json(folder / RESULT, {**{key: spec[key] for key in _IDENTITY}, **result})
-        except Exception as error:  # whatever it is, it is the error of this run, and the others go on
-            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            write_json(folder / FAILURE, {"error": said, "traceback": traceback.format_exc()})
-            print(f"failed: {said}", file=sys.stderr, flush=True)
-            failed += 1
-    return failed
+    with guarded():  # once for all that is opened below, each with a guard of its own
+        return sum(not _made(folder, alone) for folder in folders if not (folder / RESULT).is_file())
+
+
+def _made(folder: Path, alone: bool) -> bool:
+    """Make one run; whether it came to a result."""
+    (folder / FAILURE).unlink(missing_ok=True)
+    spec = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    started = time.perf_counter()
+    try:
+        result = _shift(spec, folder) if spec["after"] else _train(spec, folder)
+        result |= {"wall": time.perf_counter() - started, "version": __version__}
+        result["memory"] = _peak_memory(spec) if alone else None
+        write_json(folder / RESULT, {**{key: spec[key] for key in _IDENTITY}, **result})
+    except Exception as error:  # whatever it is, it is the error of this run, and the others go on
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_json(folder / FAILURE, {"error": said, "traceback": traceback.format_exc()})
+        print(f"failed: {said}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 _IDENTITY = ("arm", "seed", "data", "fraction", "settings")
@@ -173,12 +177,21 @@ def _evaluate(checkpoint: Checkpoint, model: nn.Module, spec: dict[str, Any], fo
     for split in ("train", "val"):
         found = Validation(spec["data_yaml"], model, split=split, **loading).run(model, loss=True)
         losses[split] = found.loss.get("total")
+    trace = _trace(checkpoint, model, spec)
     tested = Validation(spec["test_yaml"], model, split=spec["test_split"], **loading).run(model, loss=True)
     losses["test"] = tested.loss.get("total")
     truth = Truth.load(Path(spec["truth"]))
     _found(tested.boxes, truth).save(folder / FOUND)
     norm = sum(float(layer.matrix.double().square().sum()) for layer in find_head(model).layers)
-    return {"loss": losses, "squared_norm": norm}
+    return {"loss": losses, "squared_norm": norm, "trace": trace}
+
+
+def _trace(checkpoint: Checkpoint, model: nn.Module, spec: dict[str, Any]) -> float | None:
+    """The trace of the Hessian of the training loss on images to learn from; None where it is not asked for."""
+    if not spec["trace"]:
+        return None
+    loading: dict[str, Any] = {"imgsz": checkpoint.imgsz, "batch": _batch(spec), "workers": _loaders(spec)}
+    return float(hessian_trace(model, spec["data_yaml"], layers=spec["trace"], **loading).models[0].trace)
 
 
 def _found(boxes: Boxes, truth: Truth) -> Found:

@@ -27,7 +27,10 @@ from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.files import as_path
 from yolo_os.heads import find_head
 from yolo_os.integration.guard import forget_arrays, guarded
+from yolo_os.integration.runtime import quiet
+from yolo_os.integration.users_paths import made_of, users_path
 from yolo_os.recipe import ShiftRecipe
+from yolo_os.terminal import counted
 
 
 class Batches:
@@ -37,13 +40,19 @@ class Batches:
 
     Attributes:
         images: how many images it draws on.
+        classes: numbers of the classes that their labels have.
+        said: what the reader should know of how they were drawn.
         unreadable: files of the split that could not be read, found so far; they are left out.
     """
 
     def __init__(self, dataset: YOLODataset, indices: list[int], batch: int, workers: int) -> None:
         self.images = len(indices)
-        listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
-        self.unreadable = listed - {str(file) for file in dataset.im_files}  # dropped when the split was scanned
+        self.classes = {int(number) for index in indices for number in dataset.labels[index]["cls"].ravel()}
+        self.said: tuple[str, ...] = ()
+        with quiet():
+            listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
+        dropped = listed - {str(file) for file in dataset.im_files}  # when the split was scanned
+        self.unreadable = set(map(users_path, dropped))
         groups = [list(range(start, min(start + batch, len(indices)))) for start in range(0, len(indices), batch)]
         if groups and len(groups) < world_size():
             raise UserError(f"{len(groups)} batches can't be shared by {world_size()} processes: take a smaller batch=")
@@ -61,7 +70,7 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The batches in order."""
         for batch, unreadable in self._loader:
-            self.unreadable.update(unreadable)
+            self.unreadable.update(map(users_path, unreadable))
             if batch is not None:
                 yield batch
 
@@ -125,10 +134,25 @@ def calibration_batches(
     held_out = min(recipe.held_out, max(total // 4, total - recipe.images))
     used = min(recipe.images, total - held_out)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-    return (
-        Batches(dataset, order[:used], batch, workers),
-        Batches(dataset, order[used : used + held_out], batch, workers),
-    )
+    drawn = Batches(dataset, order[:used], batch, workers)
+    drawn.said = tuple(_said_of(drawn, held_out, total, split, recipe, class_names_of(model)))
+    return drawn, Batches(dataset, order[used : used + held_out], batch, workers)
+
+
+def _said_of(
+    drawn: Batches, held_out: int, total: int, split: str, recipe: ShiftRecipe, names: Sequence[str]
+) -> Iterator[str]:
+    """What a person should know of the images that a shift uses."""
+    if drawn.images < recipe.images or held_out < recipe.held_out:
+        yield (
+            f"images={recipe.images} and held_out={recipe.held_out} are more than the {total} of {split}:"
+            f" {drawn.images} shape the shift, {held_out} judge it"
+        )
+    if not drawn.classes:
+        yield f"none of the {drawn.images} images that shape the shift has a labelled object"
+    elif len(drawn.classes) == 1 and len(names) > 1:
+        name = names[next(iter(drawn.classes))] if max(drawn.classes) < len(names) else next(iter(drawn.classes))
+        yield f"all objects in the images that shape the shift are of one class, {name}; the model has {len(names)}"
 
 
 def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | None, batch: int) -> YOLODataset:
@@ -153,7 +177,7 @@ def open_dataset(model: nn.Module, data: str | Path, split: str, imgsz: int | No
     labels = {name: args[name] for name in ("classes", "overlap_mask", "mask_ratio") if args.get(name) is not None}
     try:
         cfg = get_cfg(overrides={**overrides, "single_cls": single, **labels})
-        with guarded():
+        with guarded(), quiet():
             if find_head(model).kind == "RTDETRDecoder":
                 dataset: YOLODataset = RTDETRDataset(
                     img_path=described[split],
@@ -276,7 +300,9 @@ def devkit_dataset(
         known, every: as for `class_order`.
     """
     found = class_names(find_roots(devkit, year), classes)
-    return dataset_for(devkit, year, class_order(found, known, every))
+    made = dataset_for(devkit, year, class_order(found, known, every))
+    made_of(made.parent, devkit)
+    return made
 
 
 def warn_of_problems(data_yaml: Path, data: object) -> None:
@@ -284,7 +310,8 @@ def warn_of_problems(data_yaml: Path, data: object) -> None:
     file = data_yaml.parent / "problems.txt"
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines()
-        LOGGER.warning(f"data={data}: {len(lines)} problems in its files, all of them in {file}; the first: {lines[0]}")
+        rest = "" if len(lines) == 1 else f"; yolo-os voc devkit={data} out=... lists all {len(lines)}"
+        LOGGER.warning(f"data={data}: {counted(len(lines), 'problem')} in its files: {lines[0]}{rest}")
 
 
 def read_description(source: str | Path, data: object) -> dict[str, Any]:
@@ -305,7 +332,9 @@ def read_description(source: str | Path, data: object) -> dict[str, Any]:
     return described
 
 
-def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[str, Any]:
+def describe(
+    data: str | Path, split: str, names: Sequence[str] | None, called: str | Path | None = None
+) -> dict[str, Any]:
     """A data set's description with absolute paths; nothing is downloaded.
 
     Args:
@@ -313,6 +342,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
         split: train, val or test.
         names: the model's class names in its order, in which a VOCdevkit's classes are numbered; None for a model
             of one class, for whatever the data name.
+        called: what the user called the data, where they were made of that.
 
     Raises:
         UserError: if there is no such data set or split, or it numbers the model's classes otherwise.
@@ -321,6 +351,7 @@ def describe(data: str | Path, split: str, names: Sequence[str] | None) -> dict[
     if is_devkit(source):
         source = devkit_dataset(source, names or (), every=True)
         warn_of_problems(source, data)
+    data = data if called is None else called
     described = read_description(source, data)
     if not described.get(split):
         raise UserError(f"data={data}: it has no split '{split}'")

@@ -72,6 +72,7 @@ class Validation:
         conf: lowest score kept.
         iou: threshold of the non-maximum suppression.
         max_det: most detections per image.
+        called: what the user called the data, where they were made of that.
 
     Raises:
         UserError: for a model or data that can't be used.
@@ -90,13 +91,15 @@ class Validation:
         conf: float = 0.001,
         iou: float = 0.7,
         max_det: int = 300,
+        called: str | Path | None = None,
     ) -> None:
         task = task_of(model)
         if task not in _VALIDATORS:
-            raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of")
-        self.data = data
-        self.described = describe(data, split, class_names_of(model))
-        check_channels(model, data, self.described)
+            remedy = f": yolo-os val task={task} judges what it gives" if task == "obb" else ""
+            raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of{remedy}")
+        self.data = data if called is None else called
+        self.described = describe(data, split, class_names_of(model), called)
+        check_channels(model, self.data, self.described)
         transformer = find_head(model).kind == "RTDETRDecoder"
         self._base: Any = RTDETRValidator if transformer else _VALIDATORS[task]
         self._batches: _Kept | None = None
@@ -196,12 +199,13 @@ def detect(
     iou: float = 0.7,
     max_det: int = 300,
     trust: bool = False,
+    called: str | Path | None = None,
 ) -> Detected:
     """Detect on every image of a split, as `yolo val` does. See `Validation`.
 
     Args:
         model: path of a checkpoint, or a loaded model (unfused; it is left as it was).
-        data, split, batch, device, workers, conf, iou, max_det: as for `Validation`.
+        data, split, batch, device, workers, conf, iou, max_det, called: as for `Validation`.
         imgsz: in pixels; that of the model's training if None.
         trust: see `load_checkpoint`.
 
@@ -224,6 +228,7 @@ def detect(
         conf=conf,
         iou=iou,
         max_det=max_det,
+        called=called,
     ).run(module)
 
 

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 from ultralytics.data.base import BaseDataset
+from ultralytics.data.dataset import YOLODataset
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, YAML
 
@@ -28,7 +29,7 @@ from yolo_os.errors import UserError
 from yolo_os.files import clean_runs, written_whole
 from yolo_os.integration.contents import announce, check_contents, find_checkpoint, line_of, read_plain
 from yolo_os.integration.labelcache import read_label_cache
-from yolo_os.integration.layers import check_architecture
+from yolo_os.integration.layers import MOST_CLASSES, check_architecture
 from yolo_os.integration.runtime import quiet
 from yolo_os.integration.unpickle import read_archive
 from yolo_os.plain_yaml import read_yaml
@@ -144,6 +145,7 @@ def _replace_all(stack: ExitStack) -> None:
         if original is not None:
             _replace(stack, original, make(original))
     _replace_attribute(stack, YAML, "load", classmethod(_load_yaml))
+    _replace_attribute(stack, YOLODataset, "_load_or_scan_cache", _own_labels(YOLODataset._load_or_scan_cache))
     _replace_attribute(stack, BaseDataset, "load_image", _without_arrays(BaseDataset.load_image))
     _replace_attribute(stack, BaseDataset, "__init__", _forgetting_arrays(vars(BaseDataset)["__init__"]))
 
@@ -268,6 +270,9 @@ def _checking_architectures(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _without_downloads(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_det_dataset(dataset: Any, autodownload: bool = True, split: str = "") -> Any:
+        file = Path(str(dataset))
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UserError(f"{file}: it is no ordinary file")  # but a pipe, which would be waited for
         return original(dataset, False, split) if split else original(dataset, False)
 
     return check_det_dataset
@@ -341,7 +346,8 @@ def _over_caches_only(original: Callable[..., Any]) -> Callable[..., Any]:
     """`save_dataset_cache_file`, which deletes whatever has the name of its file."""
 
     def save_dataset_cache_file(prefix: str, path: Path, x: Any, version: str) -> None:
-        if path.exists() and not (path.is_file() and path.read_bytes()[:6] == _NUMPY):
+        foreign = path.is_symlink()  # through which a file elsewhere would be written
+        if foreign or (path.exists() and not (path.is_file() and path.read_bytes()[:6] == _NUMPY)):
             LOGGER.warning(f"{prefix}{path} is no label cache and stays as it is: labels are scanned at every start")
             x["version"] = version
             return
@@ -382,9 +388,25 @@ def _load_yaml(_: type, file: Any = "data.yaml", append_filename: bool = False) 
     content = read_yaml(file) or {}
     if not isinstance(content, dict):
         raise UserError(f"{file}: no dictionary of settings")
+    classes = content.get("nc")
+    if isinstance(classes, int | float) and not 0 <= classes <= MOST_CLASSES:  # each of which gets a name
+        raise UserError(f"{file}: nc={classes!r:.40}: takes a number up to {MOST_CLASSES:,}")
     if append_filename:
         content["yaml_file"] = str(file)
     return content
+
+
+def _own_labels(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`_load_or_scan_cache`, which takes any labels for those of a data set whose names and sizes fit."""
+
+    def _load_or_scan_cache(self: Any, cache_path: Path, *given: Any) -> Any:
+        cache, loaded = original(self, cache_path, *given)
+        images, classes = set(map(str, self.im_files)), len(self.data["names"])
+        if loaded and not all(each["im_file"] in images and (each["cls"] < classes).all() for each in cache["labels"]):
+            return self.cache_labels(cache_path), False
+        return cache, loaded
+
+    return _load_or_scan_cache
 
 
 def _without_arrays(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import pickletools
 import re
 import struct
@@ -27,7 +28,7 @@ import types
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ _MOST_NESTED = 200
 _LARGEST_PICKLE = 100_000_000  # bytes; tensors lie beside it
 _MOST_PARTS = 5_000_000
 _MOST_BITS = 256  # of a whole number
+_SPARE = 64 * 2**20  # bytes that calls and tensors may take beyond what the file holds of them
+_COPIED = (str, bytes, list, tuple, dict, set, frozenset)
 _DATA = (torch.Tensor, np.ndarray, np.generic, np.dtype, Path, torch.dtype, torch.device)
 _END = object()
 _NUMPY_TYPE = re.compile(r"[<>|=]?[biufc]\d{1,2}")
@@ -146,8 +149,12 @@ def _read(path: str | Path, held: Callable[[str], bool]) -> tuple[Any, dict[str,
     with Archive(path) as archive:
         storages = _Storages(archive)
         try:
-            result = _Machine(archive.pickle, storages, held).run()
+            machine = _Machine(archive.pickle, storages, held)
+            result = machine.run()
             _look_through(result)
+            for name in sorted(machine.names):  # also where nothing is made of one: who loads the file imports it
+                if is_foreign(name) and not held(name):
+                    raise Refused(name)
         except (Refused, Damaged):
             raise
         except zipfile.BadZipFile as error:
@@ -187,7 +194,7 @@ def is_foreign(name: str) -> bool:
     return not (
         full in _FUNCTIONS
         or full in _NAMESPACES
-        or full.startswith(_DROPPED)
+        or _is_dropped(full)
         or full in ("builtins.object", "numpy.ndarray", "numpy.dtype")
         or (module == "torch" and (attribute in _STORAGES or isinstance(getattr(torch, attribute, None), torch.dtype)))
         or full == "torch.storage.UntypedStorage"
@@ -218,8 +225,12 @@ class Archive:
                 raise Damaged("it is no checkpoint")
             if f"{self.prefix}/constants.pkl" in self.sizes:
                 raise Damaged("it is a TorchScript archive, not a checkpoint")
-            if len(self.sizes) < len(names) or any(entry.compress_type for entry in entries):
-                raise Damaged("torch.save did not write it: it has compressed parts, or two of one name")
+            distinct = {name.lower() for name in names}  # as torch looks parts up
+            plain = all(not entry.compress_type and entry.orig_filename == entry.filename for entry in entries)
+            if len(distinct) < len(names) or not plain or not _is_one_archive(path):
+                raise Damaged(
+                    "torch.save did not write it: it has compressed parts, two of one name, or is more than one archive"
+                )
             if self.sizes[f"{self.prefix}/data.pkl"] > _LARGEST_PICKLE:
                 raise Damaged("its pickle is larger than any checkpoint's")
             self.pickle = self.read("data.pkl")
@@ -250,6 +261,33 @@ class Archive:
         self._zip.close()
 
 
+def _is_one_archive(path: str | Path) -> bool:
+    """Whether the parts and the list of them at the end make up all of a file.
+
+    Where something lies before them, or the list is not where the end says, other readers than Python's find other
+    parts: `torch.load` may run what was never looked at here.
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 98, 0))
+        tail = file.read()
+    end, locator, end64 = tail[-22:], tail[-42:-22], tail[-98:-42]
+    signature, *_, entries, length, offset, comment = struct.unpack("<4s4H2LH", end)
+    listed_until = size - 22
+    if locator[:4] == b"PK\x06\x07":  # an archive with 64 bits, as torch writes all of them
+        if len(end64) < 56 or end64[:4] != b"PK\x06\x06" or struct.unpack("<Q", locator[8:16])[0] != size - 98:
+            return False
+        wide = struct.unpack("<3Q", end64[32:])
+        if any(narrow not in (most, all_) for narrow, most, all_ in zip((entries, length, offset), _NARROW, wide)):
+            return False
+        (_, length, offset), listed_until = wide, size - 98
+    return start == b"PK\x03\x04" and signature == b"PK\x05\x06" and not comment and offset + length == listed_until
+
+
+_NARROW = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+
+
 @dataclass(frozen=True)
 class _Name:
     """What a file calls by name: nothing that could be called, until an instruction takes it for what it may be."""
@@ -278,6 +316,7 @@ class _Storages:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self.read: dict[str, torch.UntypedStorage] = {}
+        self.total = 0  # bytes
 
     def __call__(self, pid: Any) -> _Storage:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
@@ -295,6 +334,7 @@ class _Storages:
             data = bytearray(self.archive.read(f"data/{key}"))
             tensor = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
             self.read[key] = tensor.untyped_storage()
+            self.total += len(data)
         return _Storage(self.read[key], dtype)
 
 
@@ -308,6 +348,9 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.names: set[str] = set()
+        self.copied = 0  # bytes and parts that calls were given
+        self.tensors = 0  # bytes
 
     def run(self) -> Any:
         for opcode, argument, _ in pickletools.genops(self.program):
@@ -340,35 +383,54 @@ class _Machine:
                 raise IndexError("stack")
             self.stack[at:] = [tuple(self.stack[at:])]
 
+    def name(self, module: str, name: str) -> None:
+        named = _named(module, name)
+        if isinstance(named, _Name):
+            self.names.add(named.full)
+        self.push(named)
+
     def global_(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self.push(_named(module, name))
+        self.name(module, name)
 
     def stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise Damaged("a name in it is damaged")
-        self.push(_named(module, name))
+        self.name(module, name)
 
     def reduce(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
             raise Refused("a call of something that is no function")
         full = function.full
-        if full.startswith(_DROPPED):
-            self.push(_Dropped())
-        elif full in _NAMESPACES and not arguments:
+        if full in _NAMESPACES and not arguments:
             self.push(_class(full)())
         elif full in _FUNCTIONS:
+            self.copies(arguments)
             self.push(_FUNCTIONS[full](*arguments))
+            self.holds(self.stack[-1])
         else:
             raise Refused(f"a call of {full}")
+
+    def copies(self, given: Sequence[Any]) -> None:
+        """Count what a call copies: in an honest file each of its arguments stands once."""
+        self.copied += sum(len(each) for each in given if isinstance(each, _COPIED))
+        if self.copied > len(self.program) + _SPARE:
+            raise Refused("data that unfold into more than the file holds")
+
+    def holds(self, made: Any) -> None:
+        """Count what tensors take that lie over the same bytes: each is copied where a model is."""
+        if isinstance(made, torch.Tensor):
+            self.tensors += made.nbytes
+            if self.tensors > 4 * self.storages.total + _SPARE:
+                raise Refused("tensors that overlap, and together are larger than what is stored of them")
 
     def newobj(self, _: Any) -> None:
         arguments, named = self.stack.pop(), self.stack.pop()
         if not isinstance(named, _Name):
             raise Refused("an object of something that is no class")
-        if named.full.startswith(_DROPPED):
+        if _is_dropped(named.full):
             self.push(_Dropped())
             return
         held = self.held(named.full)
@@ -384,6 +446,7 @@ class _Machine:
         if isinstance(target, _Dropped):
             return
         if isinstance(target, np.ndarray):
+            self.copies(state if isinstance(state, tuple) else ())
             _fill_array(target, state)
         elif isinstance(target, np.dtype):
             if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|", "=")):
@@ -672,6 +735,11 @@ def _today(module: str, name: str) -> tuple[str, str]:
     return module, name
 
 
+def _is_dropped(full: str) -> bool:
+    """Whether a name is that of a loss; one of several parts could be anything that its module has imported."""
+    return any(full.startswith(home) and full[len(home) :].isidentifier() for home in _DROPPED)
+
+
 def module_class(full: str) -> type[nn.Module] | None:
     """The class of modules of that name, if it is one that may come from a file."""
     home, _, name = full.rpartition(".")
@@ -764,6 +832,11 @@ def _check_module(module: nn.Module) -> None:
     for name in _HOOKS:
         if state.get(name):
             raise Refused(f"a {kind.__name__} with hooks ({name})")
+    if _is_code(kind, "init_criterion"):  # a model, which makes its loss anew when it is needed
+        state.pop("criterion", None)
+        for place in _PLACES:
+            if isinstance(state.get(place), dict):
+                state[place].pop("criterion", None)
     for name, wanted in _PLACES.items():
         held = state.get(name)
         if not isinstance(held, dict) or not all(each is None or isinstance(each, wanted) for each in held.values()):
@@ -774,7 +847,7 @@ def _check_module(module: nn.Module) -> None:
         elif isinstance(value, types.MethodType):
             if name != "forward" or value.__self__ is not module:
                 raise Refused(f"a method as {name} of a {kind.__name__}")
-        elif name == "forward" or (callable(value) and _is_code(kind, name)):
+        elif _is_code(kind, name) and not (name == "type" and isinstance(value, str)):  # which Ultralytics sets
             raise Refused(f"{name} of a {kind.__name__} replaced")
     if not all(isinstance(name, str) for held in _PLACES for name in state[held]):
         raise Refused(f"a {kind.__name__} whose parts have no names")

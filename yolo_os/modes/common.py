@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def checkpoint_paths(options: dict[str, Any], suffix: str) -> tuple[Path, Path]:
     inputs = {key: options.get(key) for key in ("model", "data", "toward", "retain", "recipe")}
     check_outputs({"out": out, "json": options["json"]}, inputs)
     check_folder("shift", options)
-    if out.exists():
-        print(f"note: out={out} is there already and will be replaced", file=sys.stderr)
+    say_replaced({"out": out, "json": options["json"]})
     return source, out
+
+
+def say_replaced(outputs: Mapping[str, str | Path | None]) -> None:
+    """Say which outputs, by key, are there already."""
+    for key, value in outputs.items():
+        if value and as_path(value).exists():
+            print(f"note: {key}={value} is there already and will be replaced", file=sys.stderr)

@@ -47,6 +47,12 @@ KEYS = (
     Key("held_out", (float,), None, "share of train that is drawn off where there is no test split; None: 0.2"),
     Key("new_head", (bool,), None, "draw the last module's weights anew from the seed, whatever the model has learned"),
     Key(
+        "trace",
+        (bool, str),
+        None,
+        "also take the trace of the loss's Hessian: True for the prediction layers, or layers as `yolo-os trace` has",
+    ),
+    Key(
         "loader_workers", (int,), None, "loader processes of each training, which `yolo train` calls workers", minimum=0
     ),
     Key("workers", (int,), 1, "trainings at a time, each in a process of its own; 0: all in this process", minimum=0),
@@ -175,6 +181,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
         held_out=held_out,
         new_head=bool(options["new_head"]),
         trust=bool(options["trust"]),
+        trace="head" if options["trace"] is True else options["trace"] or None,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from yolo_os.errors import UserError
 from yolo_os.files import RUN_KEYS, as_path, check_folder, check_outputs, run_folder, write_json
-from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS
+from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS, say_replaced
 from yolo_os.settings import Key
+from yolo_os.terminal import counted, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +50,7 @@ EXAMPLES = (
 def run(options: dict[str, Any]) -> int:
     """Inspect as the keys say; the exit code."""
     check_outputs({"json": options["json"]}, {"model": options["model"], "data": options["data"]})
+    say_replaced({"json": options["json"]})
     check_folder("inspect", options)
     if options["trace"] and not options["data"]:
         raise UserError("trace= is of a loss, which needs images and labels: give data=")
@@ -56,12 +59,12 @@ def run(options: dict[str, Any]) -> int:
     model, shifts = _open(options)
     head = find_head(model)
     layers = _look(model, head, options)
-    print(f"{options['model']}: {head.kind} head, {len(layers)} prediction layers\n")
+    print(f"{options['model']}: {head.kind} head, {counted(len(layers), 'prediction layer')}\n")
     print(_table(layers, with_data=bool(options["data"])))
     for layer in head.refused:
         print(f"{layer.name} ({layer.role}) can't be shifted: {layer.refused}")
     for number, record in enumerate(shifts, 1):
-        print(f"shift {number}: {record['recipe']['method']}, {record['date']}, from {record['source']}")
+        print("\n" + "\n".join(_recorded(number, record)))
     if options["data"]:
         from yolo_os.plots.shift import plot_spectra
 
@@ -132,6 +135,16 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
         LayerReport.of(layer, weights[layer.name], weights[layer.name], shifter.systems.get(layer.name))
         for layer in head.layers
     ]
+
+
+def _recorded(number: int, record: Mapping[str, Any]) -> Iterator[str]:
+    """All that a checkpoint says of a shift, by lines."""
+    recipe = record.get("recipe") or {}
+    yield f"shift {number}: {recipe.get('method')}, {record.get('date')}, from {shown(record.get('source'))}"
+    for name, value in record.items():
+        if name not in ("recipe", "date", "source"):
+            yield f"  {name} {shown(value)}"
+    yield "  recipe: " + ", ".join(f"{name}={shown(value)}" for name, value in recipe.items())
 
 
 def effective_rank(singular_values: tuple[float, ...], energy: float) -> int:

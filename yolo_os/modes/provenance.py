@@ -22,7 +22,6 @@ _PARTS = {
     "numpy": "numpy",
     "hotcoco": "hotcoco",
     "pycocotools": "pycocotools",
-    "faster_coco_eval": "faster-coco-eval",
     "torch": "torch",
     "ultralytics": "ultralytics",
 }

@@ -33,6 +33,7 @@ KEYS = (
         "also the trace of the Hessian before and after: True for the prediction layers, or layers as in yolo-os trace",
     ),
     Key("json", (str,), None, "also write the report as JSON to this path"),
+    Key("save", (str,), None, "name of a layer whose A, Z and V before and after are kept as NAME.npz with the report"),
     Key("plots", (bool,), True, "plot norm, drift and spectra"),
     *RUN_KEYS,
 )
@@ -41,6 +42,7 @@ EXAMPLES = (
     "yolo-os shift model=best.pt data=VOCdevkit layers=cls keep=0.8 out=best-os.pt",
     "yolo-os shift model=best.pt toward=yolo11n.pt data=my.yaml retain=old.yaml",
     "yolo-os shift model=best.pt data=my.yaml recipe=os images=1000",
+    "yolo-os shift model=best.pt data=my.yaml method=sos save=cv3.0",
     "torchrun --nproc-per-node 4 -m yolo_os shift model=best.pt data=my.yaml images=10000",
 )
 
@@ -77,12 +79,15 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
     from yolo_os.integration.data import calibration_batches
     from yolo_os.integration.runtime import choose_device, progress_bar
+    from yolo_os.matrices import LayerMatrices, find_layer
     from yolo_os.plots.shift import plot_report
     from yolo_os.shift import shift_batches_
     from yolo_os.shifter import check_finite, plan
 
     checkpoint = load_checkpoint(source, options["trust"])
     plan(find_head(checkpoint.model), recipe)
+    if options["save"]:
+        find_layer(find_head(checkpoint.model), options["save"])  # refused before the images are looked for
     check_finite(checkpoint.model)
     if options["imgsz"] not in (None, checkpoint.imgsz) and rank() == 0:
         said = f"imgsz={options['imgsz']} is not that of the model's training, {checkpoint.imgsz}"
@@ -91,6 +96,9 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
     used, held_out = calibration_batches(model, options["data"], recipe, **loading)
     progress = progress_bar if rank() == 0 else silent
+    matrices = None
+    if options["save"]:
+        matrices = LayerMatrices(model, find_head(model), options["save"], used, recipe, progress)
     before = copy.deepcopy(model) if options["trace"] else None
     report = shift_batches_(model, used, recipe, held_out=held_out, precision=checkpoint.precision, progress=progress)
     if rank() > 0:
@@ -108,6 +116,8 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
         report.save(path)
     if options["plots"]:
         plot_report(report, folder)
+    if matrices:
+        matrices.save(folder / f"{options['save']}.npz")
     print(f"{report}\n\nshifted checkpoint: {out}\nreport and plots:   {folder}")
     return report, out
 

@@ -19,22 +19,25 @@ from yolo_os.files import (
     discard_folder,
     is_file,
     run_folder,
+    write_json,
     write_text,
 )
+from yolo_os.modes.common import say_replaced
 from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
 from yolo_os.settings import Key
-from yolo_os.terminal import kept_output
+from yolo_os.terminal import counted, kept_output
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Annotations
+    from yolo_os.evaluation.arrays import Flags
     from yolo_os.integration.checkpoint import Checkpoint
     from yolo_os.integration.detect import Detected
+    from yolo_os.modes.val_coco import Parts
     from yolo_os.modes.val_report import Run
 
-_CHEAP = 30_000  # detections that pycocotools scores in a few seconds
 _REPLICATES = 1000
-_INPUTS = ("model", "detections", "data", "devkit", "classes", "images")
+_INPUTS = ("model", "detections", "data", "devkit", "classes", "images", "groups")
 
 KEYS = (
     Key("model", (str, list, type(None)), None, "checkpoint to run; several with commas are compared with the first"),
@@ -52,6 +55,13 @@ KEYS = (
         "ground truth: a data.yaml, a VOCdevkit, COCO's JSON of annotations, or a folder of VOC XML files",
     ),
     *DEVKIT_KEYS,
+    Key(
+        "task",
+        (str,),
+        "detect",
+        "detect: boxes; segment, pose, obb: COCO's metric of masks, keypoints, rotated boxes, of a data.yaml or JSON",
+        choices=("detect", "segment", "pose", "obb"),
+    ),
     Key("images", (str, type(None)), None, "with COCO's JSON or XML files: folder of the images, if not beside them"),
     Key("split", (str,), "test", "split of the ground truth; COCO's JSON is one split"),
     Key("iou", (float,), 0.5, "least IoU of a match (that of the suppression of overlaps is nms_iou)"),
@@ -65,8 +75,10 @@ KEYS = (
         "category_id of the first class in a COCO result file that names none, 0 or 1; None: as the ids show",
     ),
     Key("bootstrap", (int, type(None)), None, f"replicates of the error bars; None: {_REPLICATES} to compare, else 0"),
+    Key("min_boxes", (int,), 10, "classes with fewer boxes are marked, and left out of a second mean"),
     Key("seed", (int,), 0, "seed of the error bars"),
-    Key("coco", (bool, type(None)), None, f"also COCO's numbers; None: when there are at most {_CHEAP:,} detections"),
+    Key("coco", (bool,), True, "also COCO's numbers, kinds of errors, and figures by the size of objects"),
+    Key("groups", (str, type(None)), None, "CSV of image,group: the same figures for each group of images"),
     Key("json", (str,), None, "also write the figures to this path"),
     Key("plots", (bool,), True, "draw precision-recall curves, and the gains of a comparison"),
     Key("imgsz", (int, type(None)), None, "for a model: image size in pixels; None: that of its training"),
@@ -96,20 +108,29 @@ def run(options: dict[str, Any]) -> int:
 
 def _run(options: dict[str, Any], printed: list[str]) -> int:
     """The run itself; what it has printed so far is kept beside its figures."""
-    from yolo_os.modes.val_report import leave_files, not_yolo_val, report_one, report_several
+    from yolo_os.modes.val_report import draw_compared, leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
     check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
     check_folder("val", options)
+    say_replaced({"json": options["json"]})
     models = _load_models(sources, options) if options["model"] is not None else {}
+    _say_tasks(models, options["task"])
+    if options["task"] != "detect":
+        return _run_task(sources, models, options, printed)
     annotations = _ground_truth(options, models)
+    _groups(annotations, options)  # which may be refused, better now than after the models have run
     folder = run_folder("val", options)
     try:
         found = {name: _detect(model, annotations, options) for name, model in models.items()}
         annotations = _settled(annotations, found)
         _print_ground_truth(annotations)
         report_problems(annotations.problems, f"all of them in {folder / 'problems.txt'}")
+        groups, notes = _groups(annotations, options)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         runs = [_evaluate(name, source, annotations, found.get(name), options) for name, source in sources.items()]
+        parts = _parts(runs, annotations, groups, options)
     except BaseException:
         discard_folder(folder)
         raise
@@ -119,9 +140,11 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
     if replicates is None:
         replicates = _REPLICATES if len(runs) > 1 else 0
     if len(runs) == 1:
-        content = report_one(runs[0], replicates, options)
+        content = report_one(runs[0], replicates, parts, options)
     else:
-        content = report_several(runs, replicates, options, folder)
+        content = report_several(runs, replicates, parts, options, folder)
+        if options["plots"]:
+            draw_compared(runs, annotations, folder)
     print(not_yolo_val(runs))
     leave_files(runs, folder, options)
     content["made"] = _made(options, sources, models, annotations)
@@ -132,6 +155,65 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
         write_text(as_path(options["json"]), text)
     print(f"results in {folder}")
     return INCOMPLETE if annotations.lost else 0
+
+
+def _say_tasks(models: dict[str, Checkpoint], task: str) -> None:
+    """Say of models that give more than boxes that boxes are what is judged."""
+    if not models or task != "detect":
+        return
+    from yolo_os.integration.data import task_of
+
+    for name, model in models.items():
+        own = task_of(model.model)
+        if own in ("segment", "pose"):
+            what = {"segment": "masks", "pose": "keypoints"}[own]
+            print(f"note: {name}: its boxes are judged; task={own} judges its {what}", file=sys.stderr)
+
+
+def _run_task(
+    sources: dict[str, str], models: dict[str, Checkpoint], options: dict[str, Any], printed: list[str]
+) -> int:
+    """The run for masks, keypoints or rotated boxes."""
+    from yolo_os.evaluation.tasks import evaluate_task, read_task_detections, read_task_truth, task_rows
+    from yolo_os.modes.val_tasks import TaskRun, report_task
+
+    task = options["task"]
+    if options["devkit"] is not None or options["data"] is None:
+        raise UserError(f"task={task}: give the ground truth with data=, a data.yaml or COCO's JSON")
+    if models and as_path(options["data"]).suffix.lower() == ".json":
+        raise UserError(f"task={task}: a model is run over a data.yaml; with COCO's JSON give detections=")
+    truth = read_task_truth(options["data"], task, options["split"], options["images"])
+    _print_ground_truth(truth.annotations)
+    runs = []
+    for name, source in sources.items():
+        if name in models:
+            from yolo_os.integration.data import class_names_of
+            from yolo_os.integration.predictions import predictions
+
+            model = models[name]
+            named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
+            named |= {"imgsz": options["imgsz"] or model.imgsz, "iou": options["nms_iou"]}
+            found = predictions(model.model, options["data"], task, **named)
+            rows, others = task_rows(found, dict(enumerate(class_names_of(model.model))), truth)
+            left_out = f"; {others} of classes or images that the ground truth lacks left out" if others else ""
+        else:
+            rows, left_out = read_task_detections(source, truth), ""
+        print(f"{name}: {counted(len(rows), 'detection')}{left_out}")
+        runs.append(TaskRun(name, *evaluate_task(truth, rows), len(rows)))
+    folder = run_folder("val", options)
+    report_problems(truth.annotations.problems, f"all of them in {folder / 'problems.txt'}")
+    if truth.annotations.problems:
+        write_text(folder / "problems.txt", "".join(f"{problem}\n" for problem in truth.annotations.problems))
+    replicates = options["bootstrap"]
+    if replicates is None:
+        replicates = _REPLICATES if len(runs) > 1 else 0
+    content = report_task(runs, truth, replicates, options)
+    content["made"] = _made(options, sources, models, truth.annotations)
+    write_text(folder / "val.log", f"{content['made']['command']}\n\n{''.join(printed)}")
+    for path in filter(None, (folder / "voc.json", options["json"])):
+        write_json(as_path(path), content)
+    print(f"results in {folder}")
+    return INCOMPLETE if truth.annotations.lost else 0
 
 
 def _sources(options: dict[str, Any]) -> dict[str, str]:
@@ -211,7 +293,9 @@ def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: 
     from yolo_os.integration.detect import detect
 
     named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
-    found = detect(model.model, data, imgsz=options["imgsz"] or model.imgsz, iou=options["nms_iou"], **named)
+    called = options["data"] if options["devkit"] is None else options["devkit"]
+    named |= {"imgsz": options["imgsz"] or model.imgsz, "iou": options["nms_iou"]}
+    found = detect(model.model, data, called=called, **named)
     # What `yolo val` calls its mAP50 is of these classes only if the data number them as the model does.
     return found if list(classes) == class_names_of(model.model) else replace(found, ultralytics_map50=None)
 
@@ -232,7 +316,7 @@ def _evaluate(name: str, source: str, annotations: Annotations, found: Detected 
     from yolo_os.evaluation.detections import evaluate_detections, from_boxes, suspect_offset
     from yolo_os.modes.val_report import Run
 
-    offset = 1.0 if annotations.continuous else options["pixel_offset"]  # those have become inclusive pixels
+    offset = _offset(annotations, options)
     if found is None:
         reading = {key: options[key] for key in ("split", "strict", "first_category")}
         detections = read_detections(source, annotations, pixel_offset=offset, **reading)
@@ -247,12 +331,40 @@ def _evaluate(name: str, source: str, annotations: Annotations, found: Detected 
         print(f"warning: no detections of {source} are left: every AP is 0", file=sys.stderr)
     result = evaluate_detections(annotations, detections, options["iou"], offset, options["recall_points"])
     coco = None
-    if options["coco"] or (options["coco"] is None and len(detections.score) <= _CHEAP):
-        from yolo_os.evaluation.coco import coco_numbers
+    if options["coco"]:
+        from yolo_os.evaluation.coco import coco_numbers, coco_result, error_types
+        from yolo_os.modes.val_coco import Coco
 
-        coco = coco_numbers(annotations, detections, offset)
+        given = annotations, detections, offset
+        coco = Coco(coco_numbers(*given), coco_result(*given), error_types(*given))
     came_as_comp4 = found is None and format_of(source) is comp4
     return Run(name, came_as_comp4, detections, result, coco, None if found is None else found.ultralytics_map50)
+
+
+def _offset(annotations: Annotations, options: dict[str, Any]) -> float:
+    """What to add to x2 - x1 for the width."""
+    return 1.0 if annotations.continuous else options["pixel_offset"]  # those have become inclusive pixels
+
+
+def _parts(runs: Sequence[Run], annotations: Annotations, groups: dict[str, Flags], options: dict[str, Any]) -> Parts:
+    """The detectors' figures on parts of the image set."""
+    from yolo_os.evaluation.slices import by_group, by_size
+    from yolo_os.modes.val_coco import Parts
+
+    found, offset = [run.detections for run in runs], _offset(annotations, options)
+    return Parts(
+        by_size(annotations, found, offset) if options["coco"] else [],
+        by_group(annotations, found, groups, options["iou"], offset, options["recall_points"]),
+    )
+
+
+def _groups(annotations: Annotations, options: dict[str, Any]) -> tuple[dict[str, Flags], list[str]]:
+    """The groups of images that are asked for, and notes on them."""
+    if options["groups"] is None:
+        return {}, []
+    from yolo_os.evaluation.slices import read_groups
+
+    return read_groups(as_path(options["groups"]), annotations)
 
 
 def _made(

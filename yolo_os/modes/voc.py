@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from yolo_os.files import as_path, is_dir
 from yolo_os.settings import Key
 
 if TYPE_CHECKING:
@@ -53,7 +54,11 @@ def run(options: dict[str, Any]) -> int:
     """Convert as the keys say; the exit code."""
     from yolo_os.conversion.dataset import convert
 
+    out = as_path(options["out"])
+    earlier = is_dir(out) and any(out.iterdir())
     dataset = convert(options["devkit"], options["out"], options["year"], options["classes"], options["copy"])
+    if earlier:
+        print(f"note: out={options['out']} was there already and has been replaced", file=sys.stderr)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)
     for warning in dataset.warnings:

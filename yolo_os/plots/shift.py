@@ -29,37 +29,42 @@ def plot_report(report: ShiftReport, folder: Path) -> list[Path]:
 
 
 def plot_layers(report: ShiftReport, path: Path) -> None:
-    """Bars by layer: keep, the share of the squared norm, and the drift of the outputs on held-out anchor points."""
+    """A line by layer: keep, the share of the squared norm, and how far its outputs move, each with its value."""
     layers = report.layers
-    figure, (upper, lower) = new_figure(2, 1, (max(6.0, 0.55 * len(layers) + 2), 6.0), sharex=True)
+    figure, (left, right) = new_figure(1, 2, (9.5, max(3.0, 0.32 * len(layers) + 1.8)), grid="x", sharey=True)
     places = range(len(layers))
-    colours = [_COLOURS[layer.role] for layer in layers]
+    colours = [_COLOURS[layer.role] if layer.unchanged is None else GREY for layer in layers]
     kept = [layer.keep for layer in layers]
-    upper.bar(
-        places, kept, color=[colour if layer.unchanged is None else GREY for colour, layer in zip(colours, layers)]
-    )
-    upper.axhline(1, color="black", linewidth=0.8)
-    upper.set_ylabel("keep, of the squared norm")
-    upper.set_title(f"{report.recipe.method}: keep {report.keep:.1%} of the squared norm in all", fontsize=11)
-    drift = [layer.drift or 0.0 for layer in layers]
-    residual = [layer.residual or 0.0 for layer in layers]
-    if any(drift) or any(residual):  # from exact on the sample to a visible change of the outputs
-        lower.set_yscale("log")
-    lower.bar([place - 0.2 for place in places], drift, 0.4, color=colours)
-    lower.bar([place + 0.2 for place in places], residual, 0.4, color=colours, alpha=0.4, hatch="//")
-    lower.set_ylabel("relative change of outputs")
-    lower.set_xticks(list(places), [layer.name for layer in layers], rotation=60, ha="right", fontsize=8)
-    _legend(
-        upper, [layer.role for layer in layers], grey="unchanged" if any(layer.unchanged for layer in layers) else None
-    )
-    lower.legend(
-        handles=[
-            _patch(facecolor="#555555", label="held-out drift (left)"),
-            _patch(facecolor="#555555", alpha=0.4, hatch="//", label="residual in sample (right)"),
-        ],
-        fontsize=8,
-        frameon=False,
-    )
+    left.barh(places, kept, 0.7, color=colours)
+    for place, share in zip(places, kept):  # one of 0.001 has no bar to be seen
+        left.text(1.03, place, f"{share:.3f}", va="center", fontsize=8)
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_xlim(0, 1.22)
+    left.set_xlabel("keep, of the layer's squared norm")
+    left.set_yticks(list(places), [layer.name for layer in layers], fontsize=8)
+    left.invert_yaxis()
+    left.set_title(f"{report.recipe.method}: {report.keep:.1%} of the squared norm left in all", fontsize=10)
+    shown = [("held-out drift", [layer.drift for layer in layers], {"marker": "o"})]
+    shown += [("residual in sample", [layer.residual for layer in layers], {"marker": "D", "facecolors": "none"})]
+    values = [value for _, column, _ in shown for value in column if value]
+    if values:  # from exact on the sample to a visible change of the outputs
+        right.set_xscale("log")
+        right.set_xlim(min(values) / 3, max(values) * 8)
+    for (_, column, style), shift in zip(shown, (-0.17, 0.17)):
+        for place, value, colour in zip(places, column, colours):
+            if value:
+                edge = {"edgecolors": colour} if "facecolors" in style else {"color": colour}
+                right.scatter(value, place + shift, s=26, **{**style, **edge})
+                right.annotate(
+                    f"{value:.2g}", (value, place + shift), (5, -2.5), textcoords="offset points", fontsize=6
+                )
+    right.set_xlabel("relative change of outputs")
+    handles = [_patch(facecolor=_COLOURS[role], label=role) for role in dict.fromkeys(layer.role for layer in layers)]
+    if any(layer.unchanged for layer in layers):
+        handles.append(_patch(facecolor=GREY, label="unchanged"))
+    if values:
+        handles += [_mark(label, **style) for label, _, style in shown]
+    figure.legend(handles=handles, fontsize=8, frameon=False, ncols=len(handles), loc="outside lower center")
     save_figure(figure, path)
 
 
@@ -95,11 +100,15 @@ def _patch(**options: Any) -> Any:
     return Patch(**options)
 
 
-def _legend(axis: Any, roles: Sequence[str], grey: str | None) -> None:
-    handles = [_patch(facecolor=_COLOURS[role], label=role) for role in dict.fromkeys(roles)]
-    if grey:
-        handles.append(_patch(facecolor=GREY, label=grey))
-    axis.legend(
-        handles=handles, fontsize=8, frameon=False, ncols=len(handles), loc="upper center", bbox_to_anchor=(0.5, 1.0)
+def _mark(label: str, marker: str, facecolors: str = "#555555") -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [],
+        [],
+        linestyle="none",
+        marker=marker,
+        label=label,
+        markeredgecolor="#555555",
+        markerfacecolor=facecolors,
     )
-    axis.set_ylim(0, 1.25)

@@ -9,6 +9,7 @@ from yolo_os.files import written_whole
 
 # Told apart also without colour vision (Okabe and Ito).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#BBBBBB"
+SEVERAL = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float], grid: str = "y", **options: Any) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ COLUMNS = (
     "n",
     "rank",
     "rows",
+    "largest",
+    "smallest",
     "norm_before",
     "norm_after",
     "keep",
@@ -45,6 +47,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def shifts_in(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each shift that stands or was reverted, of the rows of all layers; not of one that moved nothing."""
     return list({row["step"]: row for row in rows if int(row["reverted"]) or not row["note"]}.values())
+
+
+def extremes(singular_values: Sequence[float]) -> dict[str, float]:
+    """The largest and the smallest of the singular values of A; none where nothing was solved."""
+    return {"largest": singular_values[0], "smallest": singular_values[-1]} if singular_values else {}
 
 
 @dataclass
@@ -97,6 +104,7 @@ class ShiftLog:
                 "layer": layer.name,
                 **{name: getattr(layer, name) for name in ("role", "m", "n", "rank", "rows")},
                 **{name: f"{getattr(layer, name):.6g}" for name in ("norm_before", "norm_after", "keep", "residual")},
+                **{name: f"{value:.6g}" for name, value in extremes(layer.singular_values).items()},
                 "loss_before": f"{report.loss_before:.6g}",
                 "loss_after": f"{report.loss_after:.6g}",
                 "reverted": int(report.reverted),

@@ -20,6 +20,7 @@ from yolo_os.evaluation.readers.devkit import named_classes
 from yolo_os.evaluation.readers.listed import Item, ListedImage, annotations_of, open_image
 from yolo_os.evaluation.text import nfc
 from yolo_os.files import as_path, is_dir, is_file
+from yolo_os.terminal import counted
 
 _LISTS = ("images", "annotations", "categories")
 
@@ -104,7 +105,7 @@ def read_coco_json(
         else:
             items.append(Item(numbers[image], labels[category], box, area, crowd))
     ids = {name: given for given, name in names.items()}
-    annotations = annotations_of(chosen, files, items, (path.parent, path.stem), problems, folder.notes())
+    annotations = annotations_of(chosen, files, items, (path.resolve().parent, path.stem), problems, folder.notes())
     return replace(
         annotations,
         unnamed=dict(others),
@@ -147,9 +148,9 @@ class _Folder:
     def notes(self) -> list[str]:
         """What is to be said of the images."""
         said = ["COCO's format knows no difficult objects: every object counts, but for crowds"]
-        return (
-            [*said, f"{self.unsized} images have no size in the file: it is read from them"] if self.unsized else said
-        )
+        if self.unsized:
+            said.append(f"{counted(self.unsized, 'image')} without a size in the file: it is read from them")
+        return said
 
 
 def _box(entry: Mapping[str, Any]) -> tuple[tuple[float, float, float, float], float, bool]:

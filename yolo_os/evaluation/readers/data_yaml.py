@@ -87,7 +87,7 @@ def read_data_yaml(data_yaml: str | Path, split: str = "test") -> Annotations:
     Raises:
         UserError: if there is no such data set or split, or no image of it can be used.
     """
-    file, data, classes = _opened(data_yaml)
+    file, data, classes = open_data_yaml(data_yaml)
     source = _voc_source(file, data, classes)
     if source is not None:
         return source.read(split)
@@ -103,7 +103,7 @@ def read_data_yaml(data_yaml: str | Path, split: str = "test") -> Annotations:
         columns = int(points[0]) * int(points[1])
     except (TypeError, ValueError, IndexError, KeyError):
         raise UserError(f"data={file}: kpt_shape is {points!r:.40}, and two numbers are meant") from None
-    return read_labels([_resolved(base, entry) for entry in entries[split]], classes, (base, split), columns)
+    return read_labels([_resolved(base, entry) for entry in entries[split]], classes, (base.resolve(), split), columns)
 
 
 def devkit_of(data_yaml: str | Path) -> Source:
@@ -115,7 +115,7 @@ def devkit_of(data_yaml: str | Path) -> Source:
     Raises:
         UserError: if the file is missing or no data.yaml, or no VOCdevkit is found behind it.
     """
-    file, data, classes = _opened(data_yaml)
+    file, data, classes = open_data_yaml(data_yaml)
     source = _voc_source(file, data, classes)
     if source is None:
         looked = ", ".join(str(devkit) for devkit in _devkits(_dataset_folder(data, file)))
@@ -126,7 +126,7 @@ def devkit_of(data_yaml: str | Path) -> Source:
     return source
 
 
-def _opened(data_yaml: str | Path) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
+def open_data_yaml(data_yaml: str | Path) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
     """The file that is meant, what it says, and the names of the classes.
 
     Raises:

@@ -20,6 +20,7 @@ from yolo_os.evaluation.readers.sizes import settle_sizes
 from yolo_os.evaluation.readers.voc_xml import TAGS, XMLFile
 from yolo_os.evaluation.readers.xml_folder import parse
 from yolo_os.files import as_path, is_dir, is_file
+from yolo_os.terminal import counted
 
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -158,8 +159,8 @@ def _notes(
     """What is to be said of how the folder was understood."""
     notes = []
     if not any(map(_split_of, parsed)):
-        notes.append(f"no folder is named train, val or test: all {len(stems)} XML files are taken as {split}")
+        notes.append(f"no folder is named train, val or test: all XML files ({len(stems)}) are taken as {split}")
     unlabelled = len({pictures[each] for each in _of_split(pictures, split)} - set(paired.values()))
     if unlabelled:
-        notes.append(f"{unlabelled} images have no XML file: left out")
+        notes.append(f"{counted(unlabelled, 'image')} without an XML file: left out")
     return notes

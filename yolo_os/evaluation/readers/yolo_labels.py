@@ -19,6 +19,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations, Problem, unusable_image
 from yolo_os.evaluation.readers.listed import Item, ListedImage, annotations_of, open_image
 from yolo_os.files import is_dir, is_file
+from yolo_os.terminal import counted
 
 # What Ultralytics takes for an image.
 _SUFFIXES = (
@@ -81,7 +82,9 @@ def read_labels(
         images.append(image)
     notes = ["labels of this format know no difficult objects: every object counts"]
     if without:
-        notes.append(f"{without} of {len(images)} images have no label file: taken as images without objects")
+        notes.append(
+            f"{without} of {counted(len(images), 'image')} without a label file: taken as images without objects"
+        )
     if without == len(images) and images:
         raise UserError(
             f"split={place[1]} of {place[0]}: no image has a label file (the first is looked for at"
