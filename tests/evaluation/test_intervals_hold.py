@@ -9,7 +9,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from intervals import POPULATIONS, study
 
-SETS = 150
+SETS = 300
 
 
 @pytest.mark.slow
