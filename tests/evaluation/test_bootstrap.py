@@ -237,6 +237,16 @@ def test_of_one_image_nothing_is_known():
     assert (bootstrap(full).ap[0].low, bootstrap(full).ap[0].high) == (0, 1)
 
 
+def test_a_difference_that_all_replicates_agree_on_is_not_certain():
+    boxes = np.tile([[1, 1, 50, 50]], (4, 1))
+    full = evaluate_voc(range(4), [0] * 4, boxes, [0] * 4, range(4), [0] * 4, boxes, [0.5] * 4, 1)
+    none = evaluate_voc(range(4), [0] * 4, boxes, [0] * 4, [], [], [], [], 1, images=range(4))
+    gain, loss = bootstrap(none, full).ap[0], bootstrap(full, none).ap[0]
+    assert (gain.value, gain.stderr, gain.high) == (1, 0, 1)
+    assert 0 < gain.low < 0.5
+    assert (loss.low, loss.high) == (-gain.high, -gain.low)
+
+
 def test_classes_with_few_boxes_are_left_out_of_the_second_mean():
     first, second = evaluate(*scene()), evaluate(*scene(noise=0.3))
     least = int(np.sort(first.npos)[-1])

@@ -131,6 +131,8 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
         low, high = (value + wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
         bias = UNSEEN * (float(samples.mean()) - value)
         low, high = min(low, value - reach) - max(bias, 0.0), max(high, value + reach) - min(bias, 0.0)
+        if value and not reach:  # all replicates agree, the truth need not: as far as a share of the images would be
+            low, high = sorted(math.copysign(edge, value) for edge in _wilson(abs(value), images, deviations))
     rarer = min(int((exchanged >= value - _ROUNDING).sum()), int((exchanged <= value + _ROUNDING).sum()))
     return Difference(
         float(value),
