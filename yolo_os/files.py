@@ -325,6 +325,17 @@ def as_path(text: str | Path) -> Path:
         raise UserError(f"{text}: no such user") from None
 
 
+def read_bytes(file: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: also for a pipe or a device, which would be waited for, or read, without end.
+    """
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(file))
+    return file.read_bytes()
+
+
 def is_file(path: str | Path) -> bool:
     """Whether a path is a file; False for what can be none, such as a text too long for a name."""
     try:

@@ -29,6 +29,8 @@ def read_yaml(path: str | Path) -> Any:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     file = Path(path)
     try:
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UserError(f"{file}: it is no ordinary file")  # but a pipe, which would be waited for
         if file.stat().st_size > _MOST_YAML:
             raise UserError(f"{file}: larger than any file of settings ({_MOST_YAML:,} bytes)")
         text = _NOT_YAML.sub("", file.read_text(encoding="utf-8", errors="ignore"))

@@ -173,6 +173,8 @@ BAD_DATA = {
     "a path with a null": 'path: "a\\0b"\ntrain: images\nval: images\nnames: [a]\n',
     "a path that is too long": f"path: {'x' * 5000}\ntrain: images\nval: images\nnames: [a]\n",
     "no user": "path: ~nosuchuser/a\ntrain: images\nval: images\nnames: [a]\n",
+    "billions of classes": "path: .\ntrain: images\nval: images\nnc: 2000000000\n",
+    "less than no classes": "path: .\ntrain: images\nval: images\nnc: -1\n",
     "another number of classes": "path: .\ntrain: images\nval: images\nnames: [a]\nnc: 3\n",
 }
 

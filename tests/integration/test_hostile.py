@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import pickle
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -23,7 +25,7 @@ import pytest
 import requests
 import torch
 import yaml
-from builders import repacked
+from builders import repacked, write_devkit
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.nn.distill_model import DistillationModel
@@ -38,6 +40,7 @@ from yolo_os.integration.guard import guarded
 from yolo_os.integration.labelcache import read_label_cache
 from yolo_os.integration.unpickle import Damaged, Refused, read_archive
 
+CAT = [("cat", (10, 10, 50, 50))]
 TINY = ["epochs=1", "imgsz=64", "batch=8", "nbs=8", "fraction=0.05", "workers=0", "device=cpu", "plots=False"]
 
 
@@ -524,6 +527,74 @@ def test_a_cache_of_the_wrong_shape_is_scanned_again(detector, data, in_tmp):
         read_label_cache(cache)
     assert main(words) == 0
     assert len(read_label_cache(cache)["labels"]) == 6
+
+
+FOREIGN = {
+    "a class that is none": lambda label: label.update(cls=label["cls"] + 50),
+    "a class below 0": lambda label: label.update(cls=label["cls"] - 50),
+    "a box that is no number": lambda label: label.update(bboxes=label["bboxes"] * np.nan),
+    "a box of any size": lambda label: label.update(bboxes=label["bboxes"] * 1e30),
+    "an image of another place": lambda label: label.update(im_file=__file__),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_cache_of_what_the_data_do_not_hold_is_scanned_again(kind, detector, data, in_tmp):
+    """Its checksum is of names and sizes, which whoever makes a data set knows."""
+    words = [word.format(model=detector, data=data) for word in MODES["inspect"]]
+    assert main(words) == 0
+    cache = in_tmp / "labels" / "train.cache"
+    before, content = read_label_cache(cache), np.load(cache, allow_pickle=True).item()
+    for label in content["labels"]:
+        FOREIGN[kind](label)
+    with cache.open("wb") as file:
+        np.save(file, content)
+    assert main(words) == 0
+    for old, new in zip(before["labels"], read_label_cache(cache)["labels"], strict=True):
+        assert old["im_file"] == new["im_file"]
+        assert np.array_equal(old["cls"], new["cls"]) and np.array_equal(old["bboxes"], new["bboxes"])
+
+
+def test_no_cache_is_written_through_a_link(detector, data, in_tmp, capsys):
+    """A link in a data set, to a file that is not there yet, such as one that a shell reads at its start."""
+    elsewhere = in_tmp / "elsewhere"
+    elsewhere.mkdir()
+    (in_tmp / "labels" / "train.cache").symlink_to(elsewhere / "profile")
+    assert main([word.format(model=detector, data=data) for word in MODES["inspect"]]) == 0
+    assert not any(elsewhere.iterdir())
+
+
+PIPES = {
+    "model.pt": ["inspect", "model=model.pt"],
+    "data.yaml": ["inspect", "model={detector}", "data=data.yaml"],
+    "images/train/pipe.jpg": ["shift", "model={detector}", "data=data.yaml", "images=4", "held_out=2", "out=o.pt"],
+    "recipe.yaml": ["shift", "model={detector}", "data=data.yaml", "recipe=recipe.yaml"],
+    "labels/train.cache": ["inspect", "model={detector}", "data=data.yaml", "images=4"],
+    "kit/VOC2007/ImageSets/Main/test.txt": ["val", "detections=found.json", "devkit=kit"],
+    "kit/VOC2007/Annotations/000001.xml": ["voc", "devkit=kit", "out=made"],
+    "kit/VOC2007/JPEGImages/000001.jpg": ["voc", "devkit=kit", "out=made"],
+    "found.json": ["val", "detections=found.json", "devkit=kit"],
+    "classes.txt": ["voc", "devkit=kit", "out=made", "classes=classes.txt"],
+}
+
+
+@pytest.mark.parametrize("pipe", PIPES)
+def test_pipes_are_not_waited_for(pipe, detector, data, in_tmp):
+    write_devkit(in_tmp / "kit", dict.fromkeys(("000001", "000002"), CAT), {"test": ["000001", "000002"]})
+    (in_tmp / "found.json").write_text("[]")
+    (in_tmp / pipe).unlink(missing_ok=True)
+    os.mkfifo(in_tmp / pipe)
+
+    def waits(*_):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, waits)
+    signal.setitimer(signal.ITIMER_REAL, 40, 1)
+    try:
+        assert main([word.format(detector=detector) for word in PIPES[pipe]]) in (0, 2, 3)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 DOWNLOADS = {

@@ -32,6 +32,8 @@ def read_header(file: Path) -> Header | None:
     from PIL import Image
 
     try:
+        if not file.is_file():  # a pipe would be waited for
+            return None
         with Image.open(file) as image:
             orientation = image.getexif().get(0x0112, 1)
             return Header(image.size, orientation if orientation in range(1, 9) else 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_os.errors import UserError
+from yolo_os.files import read_bytes
 
 
 def read_json(file: Path) -> Any:
@@ -16,7 +17,7 @@ def read_json(file: Path) -> Any:
         UserError: if it can't be read.
     """
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(read_bytes(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error})") from None
     except RecursionError:

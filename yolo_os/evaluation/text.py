@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from yolo_os.errors import UserError
+from yolo_os.files import read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MARKS = (
@@ -55,7 +56,7 @@ def read_text(file: Path, plausible: Callable[[str], bool]) -> str:
         UserError: if the file can't be read, or its encoding can't be told.
     """
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
         text = marked(data)
         return nfc(data.decode() if text is None else text)
     except OSError as error:

@@ -59,7 +59,7 @@ def find_checkpoint(path: str | Path, key: str = "model") -> Path:
     """
     file = Path(path)
     try:
-        there, folder = file.exists(), file.is_dir()
+        there, folder, ordinary = file.exists(), file.is_dir(), file.is_file()
     except (OSError, ValueError) as error:  # a name too long, or with a null in it
         raise UserError(f"{key}={path}: no such file ({line_of(error)})") from None
     if not there:
@@ -71,6 +71,8 @@ def find_checkpoint(path: str | Path, key: str = "model") -> Path:
         raise UserError(f"{key}={path}: no such file{hint}")
     if folder:
         raise UserError(f"{key}={path}: it is a folder; give the checkpoint's file")
+    if not ordinary:
+        raise UserError(f"{key}={path}: it is no ordinary file")
     if file.suffix != ".pt":
         raise UserError(f"{key}={path}: takes a .pt checkpoint; {_why_not_taken(file.suffix)}")
     return file.absolute()

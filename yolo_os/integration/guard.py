@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 from ultralytics.data.base import BaseDataset
+from ultralytics.data.dataset import YOLODataset
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, YAML
 
@@ -28,7 +29,7 @@ from yolo_os.errors import UserError
 from yolo_os.files import clean_runs, written_whole
 from yolo_os.integration.contents import announce, check_contents, find_checkpoint, line_of, read_plain
 from yolo_os.integration.labelcache import read_label_cache
-from yolo_os.integration.layers import check_architecture
+from yolo_os.integration.layers import MOST_CLASSES, check_architecture
 from yolo_os.integration.runtime import quiet
 from yolo_os.integration.unpickle import read_archive
 from yolo_os.plain_yaml import read_yaml
@@ -144,6 +145,7 @@ def _replace_all(stack: ExitStack) -> None:
         if original is not None:
             _replace(stack, original, make(original))
     _replace_attribute(stack, YAML, "load", classmethod(_load_yaml))
+    _replace_attribute(stack, YOLODataset, "_load_or_scan_cache", _own_labels(YOLODataset._load_or_scan_cache))
     _replace_attribute(stack, BaseDataset, "load_image", _without_arrays(BaseDataset.load_image))
     _replace_attribute(stack, BaseDataset, "__init__", _forgetting_arrays(vars(BaseDataset)["__init__"]))
 
@@ -268,6 +270,9 @@ def _checking_architectures(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _without_downloads(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_det_dataset(dataset: Any, autodownload: bool = True, split: str = "") -> Any:
+        file = Path(str(dataset))
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UserError(f"{file}: it is no ordinary file")  # but a pipe, which would be waited for
         return original(dataset, False, split) if split else original(dataset, False)
 
     return check_det_dataset
@@ -329,8 +334,19 @@ def _leaving_images(original: Callable[..., Any]) -> Callable[..., Any]:
     return _replace_image
 
 
+def _of_files(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`check_file_speeds`, which opens what is called like an image, and waits where that is a pipe."""
+
+    def check_file_speeds(files: Any, *given: Any, **named: Any) -> Any:
+        return original([file for file in files if Path(file).is_file()], *given, **named)
+
+    return check_file_speeds
+
+
 def _saying_so(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_image(im_file: Any) -> Any:
+        if not Path(im_file).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         said, shape = original(im_file)
         return (f"{im_file}: a JPEG without its end, used as it is" if said else said), shape
 
@@ -341,7 +357,8 @@ def _over_caches_only(original: Callable[..., Any]) -> Callable[..., Any]:
     """`save_dataset_cache_file`, which deletes whatever has the name of its file."""
 
     def save_dataset_cache_file(prefix: str, path: Path, x: Any, version: str) -> None:
-        if path.exists() and not (path.is_file() and path.read_bytes()[:6] == _NUMPY):
+        foreign = path.is_symlink()  # through which a file elsewhere would be written
+        if foreign or (path.exists() and not (path.is_file() and path.read_bytes()[:6] == _NUMPY)):
             LOGGER.warning(f"{prefix}{path} is no label cache and stays as it is: labels are scanned at every start")
             x["version"] = version
             return
@@ -367,6 +384,7 @@ _REPLACED: tuple[tuple[str, str, Callable[[Callable[..., Any]], Callable[..., An
     ("ultralytics.data.utils", "save_dataset_cache_file", _over_caches_only),
     ("ultralytics.data.utils", "_replace_image", _leaving_images),
     ("ultralytics.data.utils", "check_image", _saying_so),
+    ("ultralytics.data.utils", "check_file_speeds", _of_files),
     ("ultralytics.utils.checks", "check_font", _local_font),
     ("ultralytics.utils.checks", "check_requirements", _without_installing),
     ("ultralytics.utils.checks", "check_pip_update_available", _never),
@@ -382,9 +400,25 @@ def _load_yaml(_: type, file: Any = "data.yaml", append_filename: bool = False) 
     content = read_yaml(file) or {}
     if not isinstance(content, dict):
         raise UserError(f"{file}: no dictionary of settings")
+    classes = content.get("nc")
+    if isinstance(classes, int | float) and not 0 <= classes <= MOST_CLASSES:  # each of which gets a name
+        raise UserError(f"{file}: nc={classes!r:.40}: takes a number up to {MOST_CLASSES:,}")
     if append_filename:
         content["yaml_file"] = str(file)
     return content
+
+
+def _own_labels(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`_load_or_scan_cache`, which takes any labels for those of a data set whose names and sizes fit."""
+
+    def _load_or_scan_cache(self: Any, cache_path: Path, *given: Any) -> Any:
+        cache, loaded = original(self, cache_path, *given)
+        images, classes = set(map(str, self.im_files)), len(self.data["names"])
+        if loaded and not all(each["im_file"] in images and (each["cls"] < classes).all() for each in cache["labels"]):
+            return self.cache_labels(cache_path), False
+        return cache, loaded
+
+    return _load_or_scan_cache
 
 
 def _without_arrays(original: Callable[..., Any]) -> Callable[..., Any]:

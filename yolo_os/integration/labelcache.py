@@ -98,6 +98,8 @@ def read_label_cache(path: Path) -> dict[str, Any]:
     Raises:
         Exception: of any kind, if it is missing, damaged or holds anything else, upon which Ultralytics scans anew.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no file")
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -146,6 +148,8 @@ def _is_label(label: Any) -> bool:
         and _is_array(boxes)
         and classes.shape == (len(boxes), 1)
         and boxes.shape == (len(classes), 4)
+        and bool((np.isfinite(classes) & (classes >= 0)).all())
+        and bool((np.isfinite(boxes) & (boxes >= -0.02) & (boxes <= 1.02)).all())  # Ultralytics lets 1 % pass
         and isinstance(shape, tuple)
         and len(shape) == 2
         and all(isinstance(each, int) and 0 < each < 1_000_000 for each in shape)

@@ -17,9 +17,10 @@ from yolo_os.integration.unpickle import module_class
 
 _SETTINGS = ("nc", "kpt_shape")  # variables of the building function that arguments may name
 _VARIABLES = {*parse_model.__code__.co_varnames, *parse_model.__code__.co_cellvars} - {*_SETTINGS}
+MOST_CLASSES = 100_000
 # Largest value of each number: more is no detector, and could ask for any amount of memory.
 _MOST = {
-    "nc": 100_000,
+    "nc": MOST_CLASSES,
     "reg_max": 1024,
     "channels": 1000,
     "ch": 1000,

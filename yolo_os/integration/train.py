@@ -198,7 +198,7 @@ def _data(data: Any, model: Any) -> Path:
     if is_devkit(source):
         source = devkit_dataset(source, class_names_of(model.model))
         warn_of_problems(source, data)
-        LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
+        LOGGER.info(f"data={data}: trained on as an Ultralytics data set, which was made of it in a cache folder")
     described = read_description(source, data)
     for split in ("train", "val"):
         if not described.get(split):

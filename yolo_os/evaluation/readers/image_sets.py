@@ -100,7 +100,8 @@ def why_missing(root: Path, split: str) -> str:
 def filled_lists(root: Path) -> dict[str, Path]:
     """The lists of a folder such as `VOC2007` that are not empty, by name."""
     files = sorted((root / "ImageSets" / "Main").glob("[!.]*.txt"))
-    return {file.stem: file for file in files if file.stat().st_size > 1000 or file.read_bytes().strip(_BLANK)}
+    whole = [file for file in files if file.is_file()]  # no pipes, which would be waited for
+    return {file.stem: file for file in whole if file.stat().st_size > 1000 or file.read_bytes().strip(_BLANK)}
 
 
 def read_list(file: Path, stems: Collection[str]) -> ImageSet:

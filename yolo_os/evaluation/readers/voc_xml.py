@@ -23,6 +23,7 @@ from defusedxml.common import EntitiesForbidden
 from defusedxml.ElementTree import fromstring
 
 from yolo_os.evaluation.text import marked, nfc
+from yolo_os.files import read_bytes
 
 TAGS = ("difficult", "truncated", "pose")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -76,7 +77,7 @@ class XMLFile(NamedTuple):
 def read_xml(folder: Path, name: str) -> XMLFile:
     """Read one file below `Annotations`; what is wrong with it is in the `complaints`."""
     try:
-        text = _decode((folder / name).read_bytes())
+        text = _decode(read_bytes(folder / name))
         tree = fromstring(text)
         if tree.tag != "annotation":
             raise ValueError(f"is no VOC annotation: its root is <{tree.tag}>")
