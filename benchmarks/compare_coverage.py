@@ -45,13 +45,13 @@ def of_means(parts, seeds, random, weights):
     matrix = of_seeds * random.standard_normal((seeds, 1))
     matrix = matrix + of_images * scale * random.standard_normal((1, _IMAGES))
     matrix = matrix + of_both * scale * random.standard_normal((seeds, _IMAGES))
-    return matrix @ weights.T / weights.sum(axis=1)
+    return matrix @ weights / weights.sum(axis=0)
 
 
 def of_ap(parts, seeds, random, weights):
     """The same of AP50-95 of simulated detectors."""
     of_seeds, of_both = parts
-    images = weights.shape[1]
+    images = len(weights)
     image = np.repeat(np.arange(images), 2)
     corner = random.integers(0, 100, (2 * images, 2)) + np.tile([[0], [200]], (images, 1))
     box = np.concatenate([corner, corner + 39], axis=1).astype(float)

@@ -32,7 +32,7 @@ MODES = {
     "inspect": "the prediction layers of a model, and whether a shift can do anything to them",
     "shift": "move a trained detector's prediction layers to the least norm, and report what that did",
     "trace": "how flat the training loss is around models: the trace of its Hessian, with error bars",
-    "val": "PASCAL VOC mAP by the devkit's own rules, of a model or of detection files",
+    "val": "mAP of VOC and COCO with error bars, of models or of detection files, on any data set",
     "voc": "make an Ultralytics data set from a VOCdevkit",
     "demo": "shift the detector that comes with the package, before and after",
 }

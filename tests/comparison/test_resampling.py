@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolo_os.comparison.resampling import Found, Truth, _greedy, draws, image_scores, resample
+from yolo_os.comparison.resampling import Found, Truth, draws, image_scores, resample
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.evaluation.coco import coco_numbers
 from yolo_os.evaluation.detections import Detections
@@ -79,8 +79,8 @@ def test_a_replicate_is_the_ap_of_the_images_drawn():
     truth, found = scene(images=12)
     weights = draws(12, 5, seed=3)
     drawn = resample(truth, found, weights)
-    for row in range(len(weights)):
-        again = [np.flatnonzero(np.repeat(np.arange(12), weights[row]) == image) for image in range(12)]
+    for row in range(weights.shape[1]):
+        again = [np.flatnonzero(np.repeat(np.arange(12), weights[:, row]) == image) for image in range(12)]
         parts = {name: [] for name in ("gt", "gt_at", "det", "det_at")}
         for image, places in enumerate(again):
             for place in places.tolist():
@@ -95,14 +95,6 @@ def test_a_replicate_is_the_ap_of_the_images_drawn():
         alone = resample(copied, Found(det_at, found.class_index[det], found.box[det], score), draws(12, 0))
         for metric, values in drawn.means.items():
             assert values[row] == pytest.approx(alone.means[metric][0], abs=1e-9), (row, metric)
-
-
-def test_a_box_is_found_once_and_the_next_best_is_free():
-    overlaps = np.array([[0.9, 0.6], [0.8, 0.7], [0.55, 0.1]])
-    true = _greedy(overlaps)
-    assert true[0].tolist() == [True, True, False]  # the first takes the first box, the second the other one
-    assert true[4].tolist() == [True, True, False]  # 0.7
-    assert true[5].tolist() == [True, False, False]  # 0.75
 
 
 def test_images_are_scored_by_true_less_false():

@@ -145,7 +145,8 @@ def test_paired_difference_is_taken_on_the_same_images():
     wider = student(0.95, len(np.unique(gt[0][~gt[3]]))) / 1.959964
     low, high = gain.map.value + wider * (np.quantile(explicit, [0.025, 0.975]) - gain.map.value)
     reach = wider * 1.959964 * np.std(explicit)
-    expected = min(low, gain.map.value - reach), max(high, gain.map.value + reach)
+    bias = 3 * (np.mean(explicit) - gain.map.value)
+    expected = min(low, gain.map.value - reach) - max(bias, 0), max(high, gain.map.value + reach) - min(bias, 0)
     assert (gain.map.low, gain.map.high) == pytest.approx(expected, abs=1e-6)
     back = bootstrap(second, first, replicates=100, seed=2)
     assert (back.map.low, back.map.high) == pytest.approx((-gain.map.high, -gain.map.low), abs=1e-12)
@@ -234,6 +235,16 @@ def test_of_one_image_nothing_is_known():
     assert (gain.value, gain.low, gain.high) == (1, -1, 1)
     assert gain.p > 0.9
     assert (bootstrap(full).ap[0].low, bootstrap(full).ap[0].high) == (0, 1)
+
+
+def test_a_difference_that_all_replicates_agree_on_is_not_certain():
+    boxes = np.tile([[1, 1, 50, 50]], (4, 1))
+    full = evaluate_voc(range(4), [0] * 4, boxes, [0] * 4, range(4), [0] * 4, boxes, [0.5] * 4, 1)
+    none = evaluate_voc(range(4), [0] * 4, boxes, [0] * 4, [], [], [], [], 1, images=range(4))
+    gain, loss = bootstrap(none, full).ap[0], bootstrap(full, none).ap[0]
+    assert (gain.value, gain.stderr, gain.high) == (1, 0, 1)
+    assert 0 < gain.low < 0.5
+    assert (loss.low, loss.high) == (-gain.high, -gain.low)
 
 
 def test_classes_with_few_boxes_are_left_out_of_the_second_mean():

@@ -96,6 +96,18 @@ def test_shifts_of_arms():
         callback_of({"os": False, "keep": 0.5})
 
 
+def test_a_rate_that_is_ignored_is_warned_of(caplog):
+    arms = read_arms(["stock", {"name": "slow", "lr0": 0.001}, "low_lr"])
+    config = Config("m.pt", ("a.yaml",), arms, (0,))
+    for arm in arms:
+        settings_for(arm, config, 11)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "arm slow: optimizer=auto takes no notice of lr0=0.001" in said
+    caplog.clear()
+    settings_for(arms[1], Config("m.pt", ("a.yaml",), arms, (0,), train={"optimizer": "SGD"}), 11)
+    assert not caplog.records
+
+
 def test_the_backbone_is_frozen_by_its_number_of_modules():
     config = Config("m.pt", ("a.yaml",), read_arms("stock,freeze"), (0,), train={"epochs": 3})
     assert settings_for(config.arms[1], config, 11) == {"model": "m.pt", "epochs": 3, "freeze": 11}

@@ -567,6 +567,7 @@ def test_no_cache_is_written_through_a_link(detector, data, in_tmp, capsys):
 PIPES = {
     "model.pt": ["inspect", "model=model.pt"],
     "data.yaml": ["inspect", "model={detector}", "data=data.yaml"],
+    "images/train/pipe.jpg": ["shift", "model={detector}", "data=data.yaml", "images=4", "held_out=2", "out=o.pt"],
     "recipe.yaml": ["shift", "model={detector}", "data=data.yaml", "recipe=recipe.yaml"],
     "labels/train.cache": ["inspect", "model={detector}", "data=data.yaml", "images=4"],
     "kit/VOC2007/ImageSets/Main/test.txt": ["val", "detections=found.json", "devkit=kit"],

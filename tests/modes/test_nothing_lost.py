@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from builders import comp4, write_devkit
 
 from yolo_os.cli import main
@@ -153,3 +154,25 @@ def test_paths_of_any_kind_end_in_a_line(key, value, kit, found, detector, in_tm
     captured = capsys.readouterr()
     assert "unforeseen" not in captured.err
     assert all(letter.isprintable() or letter in "\n\t" for letter in captured.err)
+
+
+def test_a_training_does_not_write_over_the_checkpoint_that_it_starts_from(detector, tiny_data, in_tmp, capsys):
+    own = in_tmp / "p" / "x" / "weights" / "best.pt"
+    own.parent.mkdir(parents=True)
+    shutil.copy(detector, own)
+    before = own.read_bytes()
+    words = ["train", f"model={own}", f"data={tiny_data}", "epochs=1", "imgsz=64", "workers=0", "plots=False"]
+    assert main([*words, f"project={in_tmp / 'p'}", "name=x", "exist_ok=True", "os=False"]) == 2
+    assert "lies in the folder that this training would write to" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
+def test_the_origin_that_a_record_names_is_an_input_too(detector, digits, in_tmp, capsys):
+    shutil.copy(detector, in_tmp / "old.pt")
+    contents = torch.load(detector, weights_only=False)
+    contents["train_args"].update(model=str(in_tmp / "old.pt"), pretrained=True)
+    torch.save(contents, in_tmp / "new.pt")
+    before = files(in_tmp)
+    assert main(["shift", "model=new.pt", "toward=True", f"data={digits}", "out=old.pt"]) == 2
+    assert "the input is never changed" in capsys.readouterr().err
+    assert files(in_tmp) == before

@@ -116,6 +116,12 @@ def test_outputs_that_are_there_already_are_said(detector, data, in_tmp, capsys)
     assert "note: json=x.json is there already and will be replaced" in capsys.readouterr().err
 
 
+def test_inspect_says_that_there_are_fewer_images(detector, data, capsys):
+    assert main(["inspect", f"model={detector}", f"data={data}", "imgsz=64"]) == 0
+    captured = capsys.readouterr()
+    assert "note: images=64: train has 12" in captured.err
+
+
 @pytest.fixture
 def broken(in_tmp, digits):
     """A devkit with three broken annotations and an image that can't be read."""

@@ -109,7 +109,7 @@ def ray_tasks(jobs: Sequence[Job], address: str | bool, cpus: float, gpus: float
 
     Args:
         jobs: to be run.
-        address: of the cluster, as `ray.init` takes it; True: the one that this machine belongs to, or a new one here.
+        address: of the cluster, as `ray.init` takes it; True: a new one, of this machine alone.
         cpus, gpus: what a task takes.
 
     Raises:
@@ -119,12 +119,10 @@ def ray_tasks(jobs: Sequence[Job], address: str | bool, cpus: float, gpus: float
         ray = importlib.import_module("ray")
     except ImportError:
         raise UserError("ray=: Ray is not installed; pip install 'yolo-os[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     begun = not ray.is_initialized()
     if begun:
-        try:
-            ray.init(address=None if address is True else str(address), log_to_driver=False, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"ray={address}: {' '.join(str(error).split())}") from None
+        _connect(ray, address)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, max_calls=1)(_in_task)
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
     variables = {"PYTHONPATH": path.rstrip(os.pathsep)}
@@ -147,6 +145,17 @@ def ray_tasks(jobs: Sequence[Job], address: str | bool, cpus: float, gpus: float
     finally:
         if begun:
             ray.shutdown()
+
+
+def _connect(ray: Any, address: str | bool) -> None:
+    """Connect to a cluster, or start one on this machine alone."""
+    try:
+        if address is True:
+            ray.init(address="local", log_to_driver=False, include_dashboard=False)
+        else:
+            ray.init(address=str(address), log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"ray={address}: {' '.join(str(error).split())}") from None
 
 
 def _in_task(folders: list[str], module: str, where: str, variables: dict[str, str]) -> int:

@@ -1,11 +1,12 @@
 """AP of one detector on drawn image sets: COCO's AP50-95 and VOC's two, for the same draws.
 
 What a detection is matched with lies within its image, so matching is done once (see `evaluation.bootstrap`). A
-replicate is a row of weights, how often each image was drawn; the first row is the image set itself.
+replicate is a column of weights, how often each image was drawn; the first is the image set itself.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.evaluation.arrays import Floats, Integers
+from yolo_os.evaluation.bootstrap import interpolated
+from yolo_os.evaluation.coco_matching import AREAS, Boxes, match_coco
+from yolo_os.evaluation.resampling import Counts, Ranking, Weights
 from yolo_os.evaluation.voc import RECALL_POINTS, evaluate_voc
 from yolo_os.files import written_whole
 
-COCO_IOUS = np.linspace(0.5, 0.95, 10)
-COCO_POINTS = np.linspace(0.0, 1.0, 101)
-COCO_MOST = 100  # detections of an image and class that COCO looks at
 METRICS = {"ap": "AP50-95", "map07": "VOC07 mAP", "map10": "VOC10 mAP"}  # the first is the main figure
-_BLOCK = 4_000_000  # weights gathered at once
+_COCO_POINTS = tuple(np.linspace(0.0, 1.0, 101).tolist())
+_VOC_POINTS = tuple(RECALL_POINTS["numpy"].tolist())
+_TABLE = 2_000_000  # true positives times replicates at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,30 +97,27 @@ class Replicates:
     classes: Floats
 
 
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """Detections of one class by falling score: their images, which are true at each threshold, and the boxes."""
-
-    images: Integers
-    true: tuple[Integers, ...]
-    boxes: Integers
-
-
-def draws(images: int, replicates: int, seed: int = 0) -> NDArray[np.int32]:
-    """How often each image is in each image set, shape (1 + replicates, images): the set itself, then drawn ones."""
+def draws(images: int, replicates: int, seed: int = 0) -> Weights:
+    """How often each image is in each image set, shape (images, 1 + replicates): the set itself, then drawn ones."""
     random = np.random.default_rng(seed)
-    made = np.ones((1 + replicates, images), dtype=np.int32)
-    for row in made[1:]:
-        row[:] = np.bincount(random.integers(0, images, images), minlength=images)
+    made = np.ones((images, 1 + replicates), dtype=np.uint8)
+    for column in range(1, 1 + replicates):
+        drawn = np.bincount(random.integers(0, images, images), minlength=images)
+        made[:, column] = np.minimum(drawn, 255)
     return made
 
 
-def resample(truth: Truth, found: Found, weights: NDArray[np.int32]) -> Replicates:
+def resample(truth: Truth, found: Found, weights: Weights) -> Replicates:
     """AP of a detector on each of the image sets that `draws` made."""
-    coco = [_points_mean(each, weights, COCO_POINTS)[1] for each in _rank_coco(truth, found)]
-    voc = [_points_mean(each, weights, RECALL_POINTS["numpy"]) for each in _rank_voc(truth, found)]
-    area, eleven = (np.stack([each[index] for each in voc], axis=1) for index in (0, 1))
-    by_class = np.stack(coco, axis=1)
+    coco, voc = _rank_coco(truth, found), _rank_voc(truth, found)
+    size = max(1, _TABLE // max(1, *(len(each.boxes) for each in coco)))
+    parts = []
+    for start in range(0, weights.shape[1], size):
+        block = np.ascontiguousarray(weights[:, start : start + size])
+        precise = np.stack([each.figures(block, _coco_score, 1)[:, 0].mean(axis=0) for each in coco], axis=-1)
+        area, eleven = np.stack([each.figures(block, _voc_score, 2)[0] for each in voc], axis=-1)
+        parts.append((precise, area, eleven))
+    by_class, area, eleven = (np.concatenate(each) for each in zip(*parts))
     return Replicates({"ap": _mean(by_class), "map07": _mean(eleven), "map10": _mean(area)}, by_class)
 
 
@@ -145,101 +145,47 @@ def _voc(truth: Truth, found: Found) -> Any:
     )
 
 
-def _rank_voc(truth: Truth, found: Found) -> list[_Ranked]:
+def _rank_voc(truth: Truth, found: Found) -> list[Ranking]:
     matches = _voc(truth, found).matches
-    made = []
-    for index in range(len(truth.classes)):
-        here = matches.of_class(index)
-        true = np.flatnonzero(matches.det_true[here])
-        made.append(_Ranked(matches.det_image[here], (true,), matches.gt_image[matches.gt_class == index]))
-    return made
-
-
-def _rank_coco(truth: Truth, found: Found) -> list[_Ranked]:
-    """Matched as COCOeval does: best score first, each to the free box that it overlaps most."""
-    kept = ~truth.difficult  # COCO has none
-    made = []
-    order = np.lexsort((-found.score, found.image))  # by image, best first, stable
-    for index in range(len(truth.classes)):
-        rows = order[found.class_index[order] == index]
-        rows = rows[_place(found.image[rows]) < COCO_MOST]
-        boxes = np.flatnonzero(kept & (truth.class_index == index))
-        true = np.zeros((len(COCO_IOUS), len(rows)), dtype=bool)
-        starts = np.searchsorted(found.image[rows], np.arange(len(truth.files) + 1))
-        for image in np.unique(truth.image[boxes]).tolist():
-            here = slice(starts[image], starts[image + 1])
-            if here.stop > here.start:
-                overlaps = _overlaps(found.box[rows[here]], truth.box[boxes[truth.image[boxes] == image]])
-                true[:, here] = _greedy(overlaps)
-        falling = np.argsort(-found.score[rows], kind="stable")
-        true = true[:, falling]
-        made.append(
-            _Ranked(found.image[rows[falling]], tuple(np.flatnonzero(each) for each in true), truth.image[boxes])
+    return [
+        Ranking(
+            matches.det_image[here],
+            matches.det_true[here][None],
+            None,
+            matches.gt_image[matches.gt_class == index],
         )
-    return made
+        for index, here in enumerate(map(matches.of_class, range(len(truth.classes))))
+    ]
 
 
-def _place(image: Integers) -> Integers:
-    """Of values in order, how many equal ones stand before each."""
-    starts = np.flatnonzero(np.append(True, image[1:] != image[:-1])) if len(image) else image
-    return np.arange(len(image)) - np.repeat(starts, np.diff(np.append(starts, len(image))))
+def _rank_coco(truth: Truth, found: Found) -> list[Ranking]:
+    kept = ~truth.difficult  # COCO has none
+    boxes = Boxes(truth.image[kept], truth.class_index[kept], _sides(truth.box[kept]))
+    detections = Boxes(found.image, found.class_index, _sides(found.box))
+    crowd = np.zeros(len(boxes.label), dtype=bool)
+    matches = match_coco(boxes, boxes.size, crowd, detections, found.score, len(truth.files), AREAS["all"])
+    bounds = np.searchsorted(found.class_index[matches.row], np.arange(len(truth.classes) + 1)).tolist()
+    rankings = []
+    for label, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        wanted = boxes.image[boxes.label == label]
+        rankings.append(Ranking(found.image[matches.row[start:stop]], matches.true[:, start:stop], None, wanted))
+    return rankings
 
 
-def _overlaps(found: Floats, truth: Floats) -> Floats:
-    """IoU of each pair of boxes, 1-based and inclusive."""
-    low = np.maximum(found[:, None, :2], truth[None, :, :2])
-    high = np.minimum(found[:, None, 2:], truth[None, :, 2:])
-    inter = np.clip(high - low + 1, 0, None).prod(axis=2)
-    areas = [(each[:, 2:] - each[:, :2] + 1).prod(axis=1) for each in (found, truth)]
-    union = areas[0][:, None] + areas[1][None, :] - inter
-    shares: Floats = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    return shares
+def _sides(box: Floats) -> Floats:
+    """x, y, width, height in continuous pixels."""
+    corner = box[:, :2] - 1
+    return np.concatenate([corner, box[:, 2:] - corner], axis=1)
 
 
-def _greedy(overlaps: Floats) -> NDArray[np.bool_]:
-    """Which detections are true at each threshold."""
-    true = np.zeros((len(COCO_IOUS), len(overlaps)), dtype=bool)
-    candidates = np.flatnonzero((overlaps >= COCO_IOUS[0]).any(axis=1)).tolist()
-    for place, threshold in enumerate(COCO_IOUS.tolist()):
-        free = np.ones(overlaps.shape[1], dtype=bool)
-        for row in candidates:
-            best, chosen = min(threshold, 1 - 1e-10), -1
-            for column in np.flatnonzero(free).tolist():
-                if overlaps[row, column] >= best:  # the last of equals, as COCOeval has it
-                    best, chosen = overlaps[row, column], column
-            if chosen >= 0:
-                free[chosen] = False
-                true[place, row] = True
-    return true
+def _coco_score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
+    return interpolated(found, envelope, positives, _COCO_POINTS)[None]
 
 
-def _points_mean(ranked: _Ranked, weights: NDArray[np.int32], points: Floats) -> tuple[Floats, Floats]:
-    """AP on each image set, shape (sets,): the area, and the mean at the recall points; means over the thresholds."""
-    last = max((each[-1] + 1 for each in ranked.true if len(each)), default=0)
-    images = ranked.images[:last]  # what comes after the last true detection counts nowhere
-    rows = max(1, _BLOCK // max(1, len(images), len(ranked.boxes)))
-    parts = [_block(ranked, images, weights[start : start + rows], points) for start in range(0, len(weights), rows)]
-    area, mean = np.concatenate(parts, axis=1)
-    return area, mean
-
-
-def _block(ranked: _Ranked, images: Integers, weights: NDArray[np.int32], points: Floats) -> Floats:
-    positives = weights[:, ranked.boxes].sum(axis=1)
-    sums = np.zeros((2, len(weights)))
-    counted = np.cumsum(weights[:, images], axis=1)
-    for true in ranked.true:
-        if not len(true):
-            continue
-        drawn = weights[:, images[true]]
-        found = np.cumsum(drawn, axis=1)
-        # COCOeval's own precision, down to the term that keeps it from dividing by zero.
-        precision = found / np.maximum(counted[:, true], 1)
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        recall = found / np.maximum(positives, 1)[:, None]
-        reached = np.searchsorted(points, recall, side="right")
-        sums[0] += (envelope * drawn).sum(axis=1) / np.maximum(positives, 1)
-        sums[1] += (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(points)
-    return np.asarray(np.where(positives > 0, sums / len(ranked.true), np.nan))
+def _voc_score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
+    """The area, and the mean at eleven recalls."""
+    area = (envelope * np.diff(found, axis=0, prepend=np.int32(0))).sum(axis=0) / positives
+    return np.stack([area, interpolated(found, envelope, positives, _VOC_POINTS)])
 
 
 def _mean(values: Floats) -> Floats:

@@ -16,6 +16,7 @@ from yolo_os.evaluation.arrays import Floats
 from yolo_os.plain_yaml import read_yaml
 
 MAIN = next(iter(METRICS))
+_NOTHING = 0.01  # AP50-95 of a training that has not begun to work
 Key = tuple[str, str, float | int, int]  # arm, data, fraction, seed
 
 
@@ -128,6 +129,10 @@ def summarise(measured: Measured, margin: float = MARGIN) -> dict[str, Any]:
     said = measured.warnings
     if len(config.seeds) == 1:
         said.append("one seed: the luck of training is in no interval, and no verdict can be given")
+    if arms[0]["mean"] is not None and arms[0]["mean"] < _NOTHING:
+        said.append(
+            f"{arms[0]['name']} finds next to nothing (AP50-95 {arms[0]['mean']:.4f}): no training to compare with"
+        )
     resumed = sum(bool((measured.result(run) or {}).get("resumed")) for run in measured.runs if run.after is None)
     if resumed:
         said.append(

@@ -11,8 +11,9 @@ are in docs/results.md):
 - AP of a few boxes is on average too high. The bootstrap sees a third to a half of that; the interval reaches down by
   `UNSEEN` times what it sees.
 - *A difference.* The replicates' percentiles around the difference, wider by Student's t for few images; at least t
-  standard deviations to each side, which matters where the figure jumps, as AP07 does. Nothing is taken off: of two
-  detectors that differ in a few images most replicates are exactly 0, and a shift would move all of them to one side.
+  standard deviations to each side, which matters where the figure jumps, as AP07 does; and wider on one side against
+  `UNSEEN` times the bias seen. Nothing is taken off: of two detectors that differ in a few images most replicates are
+  exactly 0, and a shift would move all of them to one side.
 - *p* is of the paired permutation test: exchanging the two detectors' results image by image says how large a
   difference chance makes between equal detectors.
 """
@@ -30,6 +31,7 @@ import numpy as np
 from yolo_os.evaluation.arrays import Floats
 
 UNSEEN = 3.0  # how far an interval reaches down, in biases that the bootstrap sees
+_ENOUGH = 5.0  # boxes that could be found or not, as n p (1 - p)
 _ROUNDING = 1e-12  # differences of averages that are equal but for the order of their sums
 
 
@@ -127,7 +129,10 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
         deviations = student(level, images)
         wider, reach = deviations / NormalDist().inv_cdf((1 + level) / 2), deviations * float(samples.std())
         low, high = (value + wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
-        low, high = min(low, value - reach), max(high, value + reach)
+        bias = UNSEEN * (float(samples.mean()) - value)
+        low, high = min(low, value - reach) - max(bias, 0.0), max(high, value + reach) - min(bias, 0.0)
+        if value and not reach:  # all replicates agree, the truth need not: as far as a share of the images would be
+            low, high = sorted(math.copysign(edge, value) for edge in _wilson(abs(value), images, deviations))
     rarer = min(int((exchanged >= value - _ROUNDING).sum()), int((exchanged <= value + _ROUNDING).sum()))
     return Difference(
         float(value),
@@ -196,7 +201,10 @@ def _reach(value: float, samples: Floats, level: float, boxes: int, images: int)
     if images < 2 or not len(samples):
         return value, 1 - value
     variance, spread = float(samples.var()), value * (1 - value)
-    effective = min(boxes, spread / variance) if variance > 0 and spread > 0 else boxes
+    # Replicates tell how far AP spreads where there is enough that could turn out otherwise; else it may by chance be
+    # too little, and AP is taken to spread like the share of boxes that are found.
+    most = boxes * max(1.0, boxes * spread / _ENOUGH)
+    effective = min(most, spread / variance) if variance > 0 and spread > 0 else boxes
     low, high = _wilson(value, effective, student(level, images))
     return value - low, high - value
 

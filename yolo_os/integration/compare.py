@@ -67,7 +67,7 @@ def compare(
         config: what is compared.
         folder: where everything is kept; a comparison that is there already is gone on with.
         workers: processes at a time; 0: all in this process.
-        ray: address of a Ray cluster whose machines share the folder; True: the one at hand, or a local one.
+        ray: address of a Ray cluster whose machines share the folder, or `auto`; True: a new one, of this machine.
         cpus, gpus: what a task of Ray takes; None: a GPU where the cluster has any.
         replicates: drawn image sets.
         margin: a difference that is no larger is taken for none.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.cfg import check_dict_alignment, get_cfg
-from ultralytics.utils import DEFAULT_CFG_DICT, RANK
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 
 from yolo_os.comparison.arms import BACKBONE, Arm
 from yolo_os.comparison.plan import Config
@@ -138,6 +138,11 @@ def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, An
         if backbone is None:
             raise UserError(f"arm {arm.name}: freeze={BACKBONE} and model={config.model} says of no backbone; a number")
         made["freeze"] = backbone
+    if "lr0" in arm.train and arm.rate == 1 and str(made.get("optimizer", "auto")).lower() == "auto":
+        LOGGER.warning(
+            f"arm {arm.name}: optimizer=auto takes no notice of lr0={arm.train['lr0']}, so this arm is like one "
+            "without: name an optimizer, or give a factor, such as lr0: x0.1"
+        )
     for key in ("single_cls", "classes"):
         if made.get(key):
             raise UserError(f"arm {arm.name}: {key}={made[key]} changes what is evaluated: prepare the data instead")

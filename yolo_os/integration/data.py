@@ -49,7 +49,7 @@ class Batches:
         self.images = len(indices)
         self.classes = {int(number) for index in indices for number in dataset.labels[index]["cls"].ravel()}
         self.said: tuple[str, ...] = ()
-        with quiet():
+        with guarded(), quiet():
             listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
         dropped = listed - {str(file) for file in dataset.im_files}  # when the split was scanned
         self.unreadable = set(map(users_path, dropped))

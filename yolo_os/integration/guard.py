@@ -334,8 +334,19 @@ def _leaving_images(original: Callable[..., Any]) -> Callable[..., Any]:
     return _replace_image
 
 
+def _of_files(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`check_file_speeds`, which opens what is called like an image, and waits where that is a pipe."""
+
+    def check_file_speeds(files: Any, *given: Any, **named: Any) -> Any:
+        return original([file for file in files if Path(file).is_file()], *given, **named)
+
+    return check_file_speeds
+
+
 def _saying_so(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_image(im_file: Any) -> Any:
+        if not Path(im_file).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         said, shape = original(im_file)
         return (f"{im_file}: a JPEG without its end, used as it is" if said else said), shape
 
@@ -373,6 +384,7 @@ _REPLACED: tuple[tuple[str, str, Callable[[Callable[..., Any]], Callable[..., An
     ("ultralytics.data.utils", "save_dataset_cache_file", _over_caches_only),
     ("ultralytics.data.utils", "_replace_image", _leaving_images),
     ("ultralytics.data.utils", "check_image", _saying_so),
+    ("ultralytics.data.utils", "check_file_speeds", _of_files),
     ("ultralytics.utils.checks", "check_font", _local_font),
     ("ultralytics.utils.checks", "check_requirements", _without_installing),
     ("ultralytics.utils.checks", "check_pip_update_available", _never),

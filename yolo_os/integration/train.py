@@ -120,6 +120,10 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool, prepare: Callabl
         given["data"] = str(_data(given.get("data"), model))
     if given.get("device") not in (None, "") and "-1" not in str(given["device"]):
         choose_device(str(given["device"]).strip("[]() ").replace(" ", ""))
+    if not resume:
+        read = {"model": model.ckpt_path, **{key: given.get(key) for key in ("pretrained", "distill_model")}}
+        read["os.toward"] = sos.toward if sos is not None else None
+        model.add_callback("on_pretrain_routine_start", lambda trainer: _check_written(trainer, read))
     begun: list[Any] = []
     model.add_callback("on_train_start", begun.append)
     process = GuardedProcess(trust)
@@ -140,6 +144,20 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool, prepare: Callabl
             raise
         said = " ".join(str(error).split())
         raise UserError(f"Ultralytics can't set this training up: {type(error).__name__}: {said}") from error
+
+
+def _check_written(trainer: Any, read: Mapping[str, Any]) -> None:
+    """Refuse a training into the folder of a checkpoint that it starts from, which `exist_ok` would let it write over.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, value in read.items():
+        if isinstance(value, str | Path) and Path(value).resolve().parent == Path(trainer.wdir).resolve():
+            raise UserError(
+                f"{key}={value} lies in the folder that this training would write to, {trainer.save_dir}: the input is "
+                "never changed, choose another name="
+            )
 
 
 def _from_file(path: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +216,7 @@ def _data(data: Any, model: Any) -> Path:
     if is_devkit(source):
         source = devkit_dataset(source, class_names_of(model.model))
         warn_of_problems(source, data)
-        LOGGER.info(f"data={data}: an Ultralytics data set of it is at {source}")
+        LOGGER.info(f"data={data}: trained on as an Ultralytics data set, which was made of it in a cache folder")
     described = read_description(source, data)
     for split in ("train", "val"):
         if not described.get(split):

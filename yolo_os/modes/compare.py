@@ -56,7 +56,12 @@ KEYS = (
         "loader_workers", (int,), None, "loader processes of each training, which `yolo train` calls workers", minimum=0
     ),
     Key("workers", (int,), 1, "trainings at a time, each in a process of its own; 0: all in this process", minimum=0),
-    Key("ray", (bool, str, type(None)), None, "run on a Ray cluster: its address, or True for the one at hand"),
+    Key(
+        "ray",
+        (bool, str, type(None)),
+        None,
+        "run on a Ray cluster: auto (the one this machine is in), its address, or True for a new one here",
+    ),
     Key("cpus", (float,), 1.0, "with ray: CPUs that each training takes"),
     Key("gpus", (float, type(None)), None, "with ray: GPUs that each training takes; None: 1 where there are any"),
     Key("replicates", (int,), 400, "drawn image sets behind the intervals", minimum=10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,8 @@ def _look(model: nn.Module, head: Head, options: dict[str, Any]) -> list[LayerRe
         device = choose_device(options["device"])
         loading = {key: options[key] for key in ("split", "imgsz", "batch", "workers")}
         batches, _ = calibration_batches(model.to(device), options["data"], recipe, **loading)
+        if batches.images < options["images"]:
+            print(f"note: images={options['images']}: {options['split']} has {batches.images}", file=sys.stderr)
         if not run_pass(model, batches, Clock(device), progress_bar, "features", shifter.statistics).images:
             raise UserError(f"data={options['data']}: none of the images drawn can be read")
         shifter.solve()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_os._version import __version__
 from yolo_os.errors import UserError
-from yolo_os.files import run_folder
+from yolo_os.files import check_outputs, run_folder
 from yolo_os.modes.common import checkpoint_paths
 from yolo_os.settings import Key, listed
 
@@ -94,6 +94,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
 
     checkpoint = load_checkpoint(source, options["trust"])
     origin = read_origin(toward, checkpoint.contents, source, options["trust"])
+    check_outputs({"out": out, "json": options["json"]}, {"toward": origin.source})  # also where a record names it
     model = checkpoint.model.to(choose_device(options["device"]))
     report = shift_toward_(
         model,

@@ -1,4 +1,4 @@
-"""`yolo-os val`: PASCAL VOC mAP of models or of detection files, with error bars, and two or more side by side."""
+"""`yolo-os val`: mAP of models or of detection files, with error bars, and two or more side by side."""
 
 from __future__ import annotations
 
