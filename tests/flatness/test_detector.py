@@ -116,7 +116,7 @@ def test_what_is_normalised_by_filters_goes_through_a_rescaling_and_what_is_not_
     for change in (lambda model: model, rescaled):
         model = change(load_checkpoint(detector).model)
         parameters = chosen(model, "model.0.conv,model.1.conv")
-        with detector_objective(model, [labelled_batch(model, images=2)], parameters) as objective:
+        with detector_objective(model, [labelled_batch(model, images=1)], parameters) as objective:
             norms = [norm.square() for norm in filter_norms(parameters)]
             scales = {"trace": [1.0] * len(norms), "normalised": norms}
             [samples] = hutchinson([Probed(Hessian(objective), scales)], lambda all_: True)

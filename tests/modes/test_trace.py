@@ -32,7 +32,7 @@ def shifted(detector, path, factor=0.9):
 
 def test_the_head_of_two_models_in_closed_form(detector, data, in_tmp, capsys):
     other = shifted(detector, in_tmp / "b.pt")
-    words = [f"model={detector},{other}", f"data={data}", "layers=head", "imgsz=64", "json=flat.json"]
+    words = [f"model={detector},{other}", f"data={data}", "layers=head", "imgsz=64", "plots=False", "json=flat.json"]
     assert main(["trace", *words]) == 0
     said = capsys.readouterr().out
     assert "exact" in said and "closed form" in said and "training loss of 12 images" in said
@@ -49,7 +49,14 @@ def test_the_head_of_two_models_in_closed_form(detector, data, in_tmp, capsys):
 
 def test_a_selection_by_probes_with_paired_differences(detector, data, in_tmp, capsys):
     other = shifted(detector, in_tmp / "b.pt", 0.999)
-    words = [f"model={detector},{other}", f"data={data}", "layers=*.cv3.0.1.conv.weight", "imgsz=64", "tolerance=0.5"]
+    words = [
+        f"model={detector},{other}",
+        f"data={data}",
+        "layers=*.cv3.0.1.conv.weight",
+        "imgsz=64",
+        "tolerance=0.5",
+        "plots=False",
+    ]
     assert main(["trace", *words, "measures=all", "json=flat.json"]) == 0
     found = json.loads((in_tmp / "flat.json").read_text())
     first, second = found["models"]
@@ -158,14 +165,14 @@ def test_inspect_adds_the_trace(detector, data, in_tmp, capsys):
 
 def test_pictures_of_two_models_with_their_data(detector, data, in_tmp, capsys):
     other = shifted(detector, in_tmp / "b.pt")
-    words = [f"data={data}", "layers=head", "imgsz=64", "images=4"]
+    words = [f"data={data}", "layers=head", "imgsz=32", "images=2"]
     assert main(["trace", f"model={detector},{other}", *words, "surface=True"]) == 0
     assert "pictures: line.png, norms.png, surface.png" in capsys.readouterr().out
     made = json.loads((in_tmp / "runs" / "trace" / "exp" / "landscape.json").read_text())
     train, held_out = made["line"]["losses"].values()
-    assert list(made["line"]["losses"]) == ["4 images of train", "4 other images of train"]
+    assert list(made["line"]["losses"]) == ["2 images of train", "2 other images of train"]
     start, end = made["line"]["places"].index(0), made["line"]["places"].index(1)
-    report = hessian_trace([detector, other], str(data), layers="head", imgsz=64, images=4)
+    report = hessian_trace([detector, other], str(data), layers="head", imgsz=32, images=2)
     assert train[start] == pytest.approx(report.models[0].loss, rel=1e-4)
     surface = made["surface"]["losses"]
     middle = made["surface"]["across"].index(pytest.approx(0, abs=1e-9))
