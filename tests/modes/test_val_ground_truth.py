@@ -351,3 +351,24 @@ def test_val_of_a_model_on_xml_beside_images(own, digits, capsys):
     assert "val of images: 6 images" in capsys.readouterr().out
     assert list(figures("x.json")["classes"])[:3] == ["zero", "one", "two"]  # the model's order
     assert figures("x.json")["map"] > 0.5
+
+
+def test_val_of_a_model_where_the_data_are_named_from_the_folder_one_is_in(own, digits):
+    file = as_coco(own).relative_to(own.parent)
+    assert val("model=a.pt", f"data={file}", "images=own/images/val", "json=c.json") == 0
+    for image in (own / "images/val").iterdir():
+        shutil.copy(digits / f"VOC2007/Annotations/{image.stem}.xml", image.parent)
+    assert val("model=a.pt", "data=own/images", "split=val", "json=x.json") == 0
+    assert figures("x.json")["map"] > 0.5
+    assert figures("c.json")["map"] > 0.5
+
+
+def test_val_without_any_object_says_so_in_dashes(yolo, good, capsys):
+    for label in (yolo / "ds/labels/val").iterdir():
+        label.write_text("")
+    words = ["val", "detections=good", "data=my.yaml", "split=val", "bootstrap=20", "plots=False"]
+    assert main([*words, "json=out.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "  AP    -\n" in printed
+    assert "nan" not in printed
+    assert figures()["bootstrap"]["coco"]["AP"]["low"] is None

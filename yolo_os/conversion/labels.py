@@ -26,6 +26,7 @@ class Placer:
 
     def __call__(self, source: Path, target: Path) -> None:
         """Put the image `source` at `target`."""
+        source = Path(os.path.abspath(source))  # a link's own path counts from the folder that the link is in
         if self.how == "symlink":
             try:
                 return os.symlink(source, target)

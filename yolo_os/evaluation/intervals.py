@@ -55,7 +55,9 @@ class Interval:
     bias: float
 
     def __str__(self) -> str:
-        """Value and interval."""
+        """Value and interval; a dash where the figure is undefined."""
+        if np.isnan(self.value):
+            return "-"
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
     def to_dict(self) -> dict[str, Any]:
