@@ -9,6 +9,7 @@ from builders import write_devkit, write_picture, xml
 
 import yolo_os.conversion.dataset as module
 from yolo_os.conversion.dataset import convert
+from yolo_os.conversion.labels import Placer
 from yolo_os.errors import UserError
 from yolo_os.voc import dataset_for, devkit_of, make_dataset
 
@@ -245,3 +246,13 @@ def test_objects_of_classes_that_are_not_named_are_said(kit, tmp_path):
         "2 objects are left out, of classes that are not named: 2 of dog",
         "no object is of class Cat, horse",
     )
+
+
+@pytest.mark.parametrize("how", ["symlink", "hard link", "copy"])
+def test_no_image_is_written_through_the_link_of_another(tmp_path, how):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text(name)
+    Placer("symlink")(tmp_path / "a.jpg", tmp_path / "there.jpg")
+    with pytest.raises(UserError, match=r"b\.jpg: another image is called there\.jpg"):
+        Placer(how)(tmp_path / "b.jpg", tmp_path / "there.jpg")
+    assert (tmp_path / "a.jpg").read_text() == "a.jpg"

@@ -372,3 +372,23 @@ def test_val_without_any_object_says_so_in_dashes(yolo, good, capsys):
     assert "  AP    -\n" in printed
     assert "nan" not in printed
     assert figures()["bootstrap"]["coco"]["AP"]["low"] is None
+
+
+def test_val_of_a_model_with_the_classes_of_a_data_yaml_in_another_order(own, capsys):
+    import torch
+
+    contents = torch.load("a.pt", weights_only=False)
+    model = contents["model"]
+    turned = list(range(9, -1, -1))
+    with torch.no_grad():
+        for tower in model.model[-1].cv3:
+            tower[-1].weight.copy_(tower[-1].weight[turned])
+            tower[-1].bias.copy_(tower[-1].bias[turned])
+    model.names = {number: model.names[old] for number, old in enumerate(turned)}
+    torch.save(contents, "b.pt")
+    assert val("model=a.pt,b.pt", "data=own/data.yaml", "split=val", "bootstrap=20", "json=o.json") == 0
+    assert "nan" not in capsys.readouterr().out  # of the 0 classes of 10 boxes or more
+    found = figures("o.json")["detectors"]
+    assert found["a"]["map"] > 0.5
+    assert found["b"]["map"] == pytest.approx(found["a"]["map"], 1e-6)
+    assert found["b"]["yolo_val_map50"] == pytest.approx(found["a"]["yolo_val_map50"], 1e-6)

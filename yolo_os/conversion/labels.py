@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations, Problem, unusable_image
 from yolo_os.evaluation.readers.data_yaml import folder_names
 
@@ -25,7 +26,13 @@ class Placer:
         self.how = how
 
     def __call__(self, source: Path, target: Path) -> None:
-        """Put the image `source` at `target`."""
+        """Put the image `source` at `target`.
+
+        Raises:
+            UserError: if something is there, which a copy would write through: a link to another image of the user's.
+        """
+        if os.path.lexists(target):
+            raise UserError(f"{source}: another image is called {target.name} there; rename one")
         source = Path(os.path.abspath(source))  # a link's own path counts from the folder that the link is in
         if self.how == "symlink":
             try:

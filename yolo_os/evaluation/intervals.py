@@ -78,7 +78,9 @@ class Difference(Interval):
     least: float = 0.0
 
     def __str__(self) -> str:
-        """Difference, interval and p-value."""
+        """Difference, interval and p-value; a dash where the difference is undefined."""
+        if np.isnan(self.value):
+            return "-"
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}], p {p_text(self.p, self.least)}"
 
 

@@ -267,16 +267,16 @@ def _ground_truth(options: dict[str, Any], models: dict[str, Checkpoint]) -> Ann
 
 
 def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]) -> Detected:
-    """Run a model over the images; unless it is of a data.yaml as a data set with the classes in this model's order."""
+    """Run a model over the images, as a data set with the classes in this model's order; a data.yaml may have it."""
     from yolo_os.evaluation.readers import data_yaml, devkit, reader_of
     from yolo_os.integration.data import class_names_of, class_order, devkit_dataset
 
     names, classes = class_names_of(model.model), list(annotations.classes)
     source = options["data"] if options["devkit"] is None else options["devkit"]
     reader = devkit if options["devkit"] is not None else reader_of(source)
-    if reader is data_yaml:
-        return _over(model, source, classes, options)
     order = class_order(classes, names)
+    if reader is data_yaml and (order == classes or set(order) != set(names)):
+        return _over(model, source, classes, options)
     if reader is devkit:
         made = devkit_dataset(source, names, year=options["year"], classes=classes)
         return _over(model, made, order, options)
