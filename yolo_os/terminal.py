@@ -11,6 +11,7 @@ from typing import Any
 _MOST = 2000
 # What goes through as it is: printable text, line ends, tabs, and the colours and erasures of progress bars.
 _COMMANDS = re.compile("(\x1b\\[[0-9;]*[mK])")
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")  # Ultralytics puts them into the messages of its errors
 
 
 def in_table(name: str) -> str:
@@ -19,8 +20,9 @@ def in_table(name: str) -> str:
 
 
 def shown(text: object, most: int = _MOST) -> str:
-    """A text as one line for a terminal: control codes spelled out, the middle of a very long one left out."""
-    plain = "".join(letter if letter.isprintable() else _spelled(letter) for letter in str(text))
+    """A text as one line for a terminal: without colours, control codes spelled out, a very long one cut."""
+    text = _COLOURS.sub("", str(text))
+    plain = "".join(letter if letter.isprintable() else _spelled(letter) for letter in text)
     return plain if len(plain) <= most else f"{plain[: most * 3 // 4]} ... {plain[-most // 8 :]}"
 
 
