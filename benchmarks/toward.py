@@ -42,6 +42,7 @@ from yolo_os.modes.camera import changed
 from yolo_os.voc import VOCResult, bootstrap, dataset_for, read_devkit
 
 SHARES = (1.0, 0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+KEPT = tuple(name for name in Matches.__dataclass_fields__ if name != "det_row")  # what a figure is made of
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom, from 1
 DROP = 0.02
 # Settings of Ultralytics' train(); `mix` adds as many old images, `l2sp` pulls towards the start at every step.
@@ -261,14 +262,14 @@ def save(result, loss, path):
             temporary,
             loss=np.nan if loss is None else loss,
             classes=np.array(result.names),
-            **{name: getattr(matches, name) for name in Matches.__dataclass_fields__},
+            **{name: getattr(matches, name) for name in KEPT},
         )
 
 
 def load(path):
     """The figures that `save` kept, and the loss."""
     with np.load(path) as kept:
-        fields = {name: kept[name] for name in Matches.__dataclass_fields__}
+        fields = {name: kept[name] for name in KEPT}
         loss, classes = float(kept["loss"]), tuple(kept["classes"].tolist())
     matches = Matches(**{**fields, "num_classes": int(fields["num_classes"])})
     return result_of(matches, classes), None if np.isnan(loss) else loss

@@ -169,7 +169,7 @@ def test_outputs_of_other_classes_stay_and_the_rest_moves(model, start, classes)
     assert any(name.startswith(line.head) for name in line.tensors)
     report = move_toward_(line, judge_that_takes(0.5), shares=[0.5])
     assert [trial.share for trial in report.tried] == [1.0, 0.5]  # share 0 would be a network of two halves
-    assert any("no counterpart" in warning for warning in report.warnings)
+    assert any("stays as trained" in warning for warning in report.warnings)
 
 
 def test_a_head_of_another_size_stays_with_its_reason(model):
