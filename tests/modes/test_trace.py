@@ -34,7 +34,9 @@ def test_the_head_of_two_models_in_closed_form(detector, data, in_tmp, capsys):
     other = shifted(detector, in_tmp / "b.pt")
     words = [f"model={detector},{other}", f"data={data}", "layers=head", "imgsz=64", "plots=False", "json=flat.json"]
     assert main(["trace", *words]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "note: images=64: train has 12" in printed.err
+    said = printed.out
     assert "exact" in said and "closed form" in said and "training loss of 12 images" in said
     found = json.loads((in_tmp / "flat.json").read_text())
     assert found == json.loads((in_tmp / "runs" / "trace" / "exp" / "report.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,8 @@ def run(options: dict[str, Any]) -> int:
             notice=notice,
             **{name: options[name] for name in names},
         )
+    if report.images < options["images"]:
+        print(f"note: images={options['images']}: {options['split']} has {report.images}", file=sys.stderr)
     folder = run_folder("trace", options)
     for path in filter(None, (folder / "report.json", options["json"])):
         report.save(path)

@@ -75,7 +75,7 @@ KEYS = (
         "category_id of the first class in a COCO result file that names none, 0 or 1; None: as the ids show",
     ),
     Key("bootstrap", (int, type(None)), None, f"replicates of the error bars; None: {_REPLICATES} to compare, else 0"),
-    Key("min_boxes", (int,), 10, "classes with fewer boxes are marked, and left out of a second mean"),
+    Key("min_boxes", (int,), 10, "classes with fewer boxes are marked, and left out of a second mean", minimum=0),
     Key("seed", (int,), 0, "seed of the error bars"),
     Key("coco", (bool,), True, "also COCO's numbers, kinds of errors, and figures by the size of objects"),
     Key("groups", (str, type(None)), None, "CSV of image,group: the same figures for each group of images"),
