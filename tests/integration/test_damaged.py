@@ -147,6 +147,13 @@ def test_image_sizes_that_are_none(size, detector):
         image_size(load_checkpoint(detector).model, size)
 
 
+def test_a_model_without_strides_is_refused_where_a_size_is_asked_for(detector):
+    model = load_checkpoint(detector).model
+    del model.stride
+    with pytest.raises(UserError, match="the model has no strides"):
+        image_size(model, None)
+
+
 def test_images_of_other_channels_are_refused(detector, digits, tmp_path):
     model = load_checkpoint(detector).model
     names = dict(model.names)

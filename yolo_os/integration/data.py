@@ -224,9 +224,15 @@ def task_of(model: nn.Module) -> str:
 
 
 def stride_of(model: nn.Module) -> int:
-    """What image sizes are multiples of."""
-    untyped: Any = model
-    return max(int(untyped.stride.max()), 32)
+    """What image sizes are multiples of.
+
+    Raises:
+        UserError: if the model has none.
+    """
+    stride = getattr(model, "stride", None)
+    if not isinstance(stride, torch.Tensor) or not stride.numel():
+        raise UserError("the model has no strides, which tell the sizes of images that it takes: it is damaged")
+    return max(int(stride.max()), 32)
 
 
 def image_size(model: nn.Module, imgsz: int | None) -> int:
