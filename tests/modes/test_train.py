@@ -158,6 +158,14 @@ def test_weights_that_are_not_finite_are_refused(detector, digits, in_tmp, capsy
     assert "the model's weights are not finite: model.0.conv.weight" in capsys.readouterr().err
 
 
+def test_a_damaged_head_is_refused_in_a_line(detector, digits, in_tmp, capsys):
+    contents = torch.load(detector, weights_only=False)
+    vars(contents["model"].model[-1])["anchors"] = [1, 2]
+    torch.save(contents, in_tmp / "bad.pt")
+    assert train(f"model={in_tmp / 'bad.pt'}", f"data={digits}", *TINY, f"project={in_tmp}") == 2
+    assert "its model can't be loaded (AttributeError" in capsys.readouterr().err
+
+
 def test_processes_of_torchrun_need_one_folder(detector, digits, monkeypatch, capsys, in_tmp):
     monkeypatch.setattr("yolo_os.integration.train.WORLD_SIZE", 2)
     assert train(f"model={detector}", f"data={digits}") == 2

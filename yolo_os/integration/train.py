@@ -16,7 +16,7 @@ from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.files import FULL, as_path, is_file
 from yolo_os.integration.callback import SOS, TASKS
 from yolo_os.integration.checkpoint import read_contents
-from yolo_os.integration.contents import find_checkpoint
+from yolo_os.integration.contents import find_checkpoint, line_of
 from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.guard import GuardedProcess, guarded
 from yolo_os.integration.runtime import choose_device, quiet
@@ -200,7 +200,13 @@ def _model(name: Any, task: str | None) -> Any:
             raise UserError(f"model={name}: {error}") from None
         except Exception as error:  # FileNotFoundError, KeyError, SyntaxError, YAML errors
             raise UserError(f"model={name}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    model = YOLO(str(find_checkpoint(str(name))))  # through the gate; an RTDETR for one of its checkpoints
+    file = find_checkpoint(str(name))
+    try:
+        model = YOLO(str(file))  # through the gate; an RTDETR for one of its checkpoints
+    except UserError:
+        raise
+    except Exception as error:  # whatever damage makes of it
+        raise UserError(f"model={name}: its model can't be loaded ({line_of(error)})") from None
     try:
         check_runs(model.model)
     except UserError as error:
