@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from yolo_os.errors import UserError
 from yolo_os.integration.checkpoint import RECORD, load_checkpoint
 from yolo_os.integration.data import calibration_batches, image_size, read_description
 from yolo_os.integration.detect import detect
+from yolo_os.integration.train import _check_optimizer
 
 
 @pytest.fixture
@@ -49,6 +52,8 @@ DAMAGE = {
     "a gain of text": (lambda c: c["train_args"].update(box="x"), "does not run on an image"),
     "record of text": (lambda c: c.update({RECORD: "x"}), "its record of earlier shifts"),
     "record without a date": (lambda c: c.update({RECORD: [{"recipe": {"method": "os"}}]}), "its record of earlier"),
+    "fitness of text": (lambda c: c.update(best_fitness="x"), "its 'best_fitness' is a str, no number"),
+    "updates of text": (lambda c: c.update(updates="x"), "its 'updates' is a str, no number"),
     "quantised": (lambda c: c.update(modelopt={"a": 1}), "quantised in training"),
     "expanded tensor": (lambda c: weight(conv(c), torch.zeros(1).expand(2**36)), "larger .* than what is stored"),
     "overlapping tensor": (
@@ -145,6 +150,17 @@ def test_a_flipped_bit_is_noticed(detector, tmp_path):
 def test_image_sizes_that_are_none(size, detector):
     with pytest.raises(UserError, match=f"imgsz={size}: takes a multiple"):
         image_size(load_checkpoint(detector).model, size)
+
+
+def test_an_optimizer_of_other_weights_is_refused_before_its_first_step(detector):
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.state[weight] = {"step": torch.ones(()), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    trainer = SimpleNamespace(optimizer=optimizer, args=SimpleNamespace(model="last.pt"))
+    _check_optimizer(trainer)
+    optimizer.state[weight]["exp_avg_sq"] = torch.zeros(2)
+    with pytest.raises(UserError, match=r"last\.pt: the state of its optimizer \(exp_avg_sq\) does not fit"):
+        _check_optimizer(trainer)
 
 
 def test_a_model_without_strides_is_refused_where_a_size_is_asked_for(detector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,9 @@ def check_contents(contents: object, trust: bool = False) -> None:
         raise UserError(f"its train_args are a {type(args).__name__}, not a dictionary of settings")
     if contents.get("modelopt"):
         raise UserError("it was quantised in training, which yolo-os does not restore: take the float checkpoint")
+    for name in ("best_fitness", "updates", "epoch"):
+        if contents.get(name) is not None and not isinstance(contents[name], Real):
+            raise UserError(f"its '{name}' is a {type(contents[name]).__name__}, no number")
     _check_size((args or {}).get("imgsz"))
     _check_records(contents.get(RECORD))
     for name in ("ema", "model"):

@@ -24,6 +24,8 @@ from yolo_os.integration.trial import check_runs
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.settings import listed
 
+_LIKE_WEIGHTS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg")  # what optimizers keep in a weight's shape
+
 
 def split_words(words: Sequence[str], prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Words of a command line, joined around lone `=` as Ultralytics does: those with one of our prefixes, the rest."""
@@ -124,6 +126,8 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool, prepare: Callabl
         read = {"model": model.ckpt_path, **{key: given.get(key) for key in ("pretrained", "distill_model")}}
         read["os.toward"] = sos.toward if sos is not None else None
         model.add_callback("on_pretrain_routine_start", lambda trainer: _check_written(trainer, read))
+    else:
+        model.add_callback("on_train_start", _check_optimizer)
     begun: list[Any] = []
     model.add_callback("on_train_start", begun.append)
     process = GuardedProcess(trust)
@@ -144,6 +148,18 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool, prepare: Callabl
             raise
         said = " ".join(str(error).split())
         raise UserError(f"Ultralytics can't set this training up: {type(error).__name__}: {said}") from error
+
+
+def _check_optimizer(trainer: Any) -> None:
+    """Refuse to go on with an optimizer whose state in the checkpoint is not one of these weights.
+
+    Raises:
+        UserError: if a tensor of it has another shape than its parameter.
+    """
+    for parameter, state in trainer.optimizer.state.items():
+        for name, value in state.items():
+            if name in _LIKE_WEIGHTS and getattr(value, "shape", None) != parameter.shape:
+                raise UserError(f"{trainer.args.model}: the state of its optimizer ({name}) does not fit its weights")
 
 
 def _check_written(trainer: Any, read: Mapping[str, Any]) -> None:
