@@ -21,8 +21,8 @@ def weights_of(count, seed, images=IMAGES):
 
 def drawn_aps(result, weights, images=IMAGES):
     """AP and AP07, (2, replicates, classes), of image sets that are drawn."""
-    score = module._voc_score(module.RECALL_POINTS[result.recall_points])
-    rankings = module._rankings(result, np.arange(images))
+    score = module.voc_score(module.RECALL_POINTS[result.recall_points])
+    rankings = module.voc_rankings(result, np.arange(images))
     return np.stack([each.figures(weights, score, 2)[0] for each in rankings], axis=-1)
 
 
@@ -157,8 +157,8 @@ def test_an_exchange_is_the_evaluation_of_exchanged_results():
     gt, det = scene()
     _, spoilt = scene(noise=0.3)
     results = [evaluate(gt, det), evaluate(gt, spoilt)]
-    score = module._voc_score(module.RECALL_POINTS["numpy"])
-    rankings = [module._rankings(each, np.arange(IMAGES)) for each in results]
+    score = module.voc_score(module.RECALL_POINTS["numpy"])
+    rankings = [module.voc_rankings(each, np.arange(IMAGES)) for each in results]
     (values,) = resampling.exchanges(*rankings, IMAGES, 25, 4, score, 2)
     random = np.random.default_rng(4)
     chosen = np.stack([random.integers(0, 2, IMAGES, np.uint8) for _ in range(25)])

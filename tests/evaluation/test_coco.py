@@ -131,7 +131,7 @@ def test_a_replicate_is_the_evaluation_of_the_drawn_images():
     truth, found = scene(seed=3, crowds=0.2)
     result = coco_result(truth, found, 0.0)
     weights = np.concatenate(list(draws(12, 5, 1)(5)), axis=1)
-    scores = np.stack([each.figures(weights, coco._score, 1) for each in result.rankings], axis=-1)
+    scores = np.stack([each.figures(weights, coco.coco_score, 1) for each in result.rankings], axis=-1)
     values = coco._combine(scores)
     for index, drawn in enumerate(weights.T):
         again = coco_result(*copied(truth, found, drawn), 0.0)

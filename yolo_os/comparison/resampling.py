@@ -6,7 +6,6 @@ replicate is a column of weights, how often each image was drawn; the first is t
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.evaluation.arrays import Floats, Integers
-from yolo_os.evaluation.bootstrap import interpolated
-from yolo_os.evaluation.coco_matching import AREAS, Boxes, match_coco
-from yolo_os.evaluation.resampling import Counts, Ranking, Weights
-from yolo_os.evaluation.voc import RECALL_POINTS, evaluate_voc
+from yolo_os.evaluation.bootstrap import voc_rankings, voc_score
+from yolo_os.evaluation.coco import coco_rankings, coco_score, sides
+from yolo_os.evaluation.coco_matching import Boxes
+from yolo_os.evaluation.intervals import row_means
+from yolo_os.evaluation.resampling import Ranking, Weights
+from yolo_os.evaluation.resampling import draws as evaluation_draws
+from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, evaluate_voc
 from yolo_os.files import written_whole
 
 METRICS = {"ap": "AP50-95", "map07": "VOC07 mAP", "map10": "VOC10 mAP"}  # the first is the main figure
-_COCO_POINTS = tuple(np.linspace(0.0, 1.0, 101).tolist())
-_VOC_POINTS = tuple(RECALL_POINTS["numpy"].tolist())
+_VOC_SCORE = voc_score(RECALL_POINTS["numpy"])
 _TABLE = 2_000_000  # true positives times replicates at once
 
 
@@ -99,26 +100,23 @@ class Replicates:
 
 def draws(images: int, replicates: int, seed: int = 0) -> Weights:
     """How often each image is in each image set, shape (images, 1 + replicates): the set itself, then drawn ones."""
-    random = np.random.default_rng(seed)
-    made = np.ones((images, 1 + replicates), dtype=np.uint8)
-    for column in range(1, 1 + replicates):
-        drawn = np.bincount(random.integers(0, images, images), minlength=images)
-        made[:, column] = np.minimum(drawn, 255)
-    return made
+    itself = np.ones((images, 1), dtype=np.uint8)
+    return np.concatenate([itself, *evaluation_draws(images, replicates, seed)(max(1, replicates))], axis=1)
 
 
 def resample(truth: Truth, found: Found, weights: Weights) -> Replicates:
     """AP of a detector on each of the image sets that `draws` made."""
-    coco, voc = _rank_coco(truth, found), _rank_voc(truth, found)
+    coco, voc = _rank_coco(truth, found), voc_rankings(_voc(truth, found), np.arange(len(truth.files)))
     size = max(1, _TABLE // max(1, *(len(each.boxes) for each in coco)))
     parts = []
     for start in range(0, weights.shape[1], size):
         block = np.ascontiguousarray(weights[:, start : start + size])
-        precise = np.stack([each.figures(block, _coco_score, 1)[:, 0].mean(axis=0) for each in coco], axis=-1)
-        area, eleven = np.stack([each.figures(block, _voc_score, 2)[0] for each in voc], axis=-1)
+        precise = np.stack([each.figures(block, coco_score, 1)[:, 0].mean(axis=0) for each in coco], axis=-1)
+        area, eleven = np.stack([each.figures(block, _VOC_SCORE, 2)[0] for each in voc], axis=-1)
         parts.append((precise, area, eleven))
     by_class, area, eleven = (np.concatenate(each) for each in zip(*parts))
-    return Replicates({"ap": _mean(by_class), "map07": _mean(eleven), "map10": _mean(area)}, by_class)
+    means = {"ap": row_means(by_class), "map07": row_means(eleven), "map10": row_means(area)}
+    return Replicates(means, by_class)
 
 
 def image_scores(truth: Truth, found: Found, least: float = 0.25) -> Integers:
@@ -130,7 +128,7 @@ def image_scores(truth: Truth, found: Found, least: float = 0.25) -> Integers:
     )
 
 
-def _voc(truth: Truth, found: Found) -> Any:
+def _voc(truth: Truth, found: Found) -> VOCResult:
     return evaluate_voc(
         truth.image,
         truth.class_index,
@@ -145,55 +143,13 @@ def _voc(truth: Truth, found: Found) -> Any:
     )
 
 
-def _rank_voc(truth: Truth, found: Found) -> list[Ranking]:
-    matches = _voc(truth, found).matches
-    return [
-        Ranking(
-            matches.det_image[here],
-            matches.det_true[here][None],
-            None,
-            matches.gt_image[matches.gt_class == index],
-        )
-        for index, here in enumerate(map(matches.of_class, range(len(truth.classes))))
-    ]
-
-
 def _rank_coco(truth: Truth, found: Found) -> list[Ranking]:
     kept = ~truth.difficult  # COCO has none
-    boxes = Boxes(truth.image[kept], truth.class_index[kept], _sides(truth.box[kept]))
-    detections = Boxes(found.image, found.class_index, _sides(found.box))
+    boxes = Boxes(truth.image[kept], truth.class_index[kept], sides(truth.box[kept], 1.0))
+    detections = Boxes(found.image, found.class_index, sides(found.box, 1.0))
     crowd = np.zeros(len(boxes.label), dtype=bool)
-    matches = match_coco(boxes, boxes.size, crowd, detections, found.score, len(truth.files), AREAS["all"])
-    bounds = np.searchsorted(found.class_index[matches.row], np.arange(len(truth.classes) + 1)).tolist()
-    rankings = []
-    for label, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        wanted = boxes.image[boxes.label == label]
-        rankings.append(Ranking(found.image[matches.row[start:stop]], matches.true[:, start:stop], None, wanted))
-    return rankings
-
-
-def _sides(box: Floats) -> Floats:
-    """x, y, width, height in continuous pixels."""
-    corner = box[:, :2] - 1
-    return np.concatenate([corner, box[:, 2:] - corner], axis=1)
-
-
-def _coco_score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
-    return interpolated(found, envelope, positives, _COCO_POINTS)[None]
-
-
-def _voc_score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
-    """The area, and the mean at eleven recalls."""
-    area = (envelope * np.diff(found, axis=0, prepend=np.int32(0))).sum(axis=0) / positives
-    return np.stack([area, interpolated(found, envelope, positives, _VOC_POINTS)])
-
-
-def _mean(values: Floats) -> Floats:
-    """Mean of each row over what is defined in it."""
-    defined = ~np.isnan(values)
-    count = np.maximum(defined.sum(axis=1), 1)
-    mean = np.where(defined, values, 0.0).sum(axis=1) / count
-    return np.asarray(np.where(defined.any(axis=1), mean, np.nan))
+    counts = len(truth.files), len(truth.classes)
+    return coco_rankings(boxes, boxes.size, crowd, detections, found.score, *counts)
 
 
 def _save(path: Path, **arrays: Any) -> None:

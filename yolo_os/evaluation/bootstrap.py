@@ -130,13 +130,13 @@ def bootstrap(
     if other is not None:
         _check_paired(result, other)
     plan = Plan(len(image_ids), replicates, level, seed, min_boxes)
-    figures = Figures(_voc_score(RECALL_POINTS[result.recall_points]), 2, lambda scores: scores[0])
-    classes, values = _rankings(result, image_ids), np.array([result.ap, result.ap07])
+    figures = Figures(voc_score(RECALL_POINTS[result.recall_points]), 2, lambda scores: scores[0])
+    classes, values = voc_rankings(result, image_ids), np.array([result.ap, result.ap07])
     if other is None:
         ap, ap07 = bars_of_one(classes, values, figures, plan)
     else:
         gain = np.array([other.ap, other.ap07]) - values
-        ap, ap07 = bars_of_gain(classes, _rankings(other, image_ids), gain, figures, plan)
+        ap, ap07 = bars_of_gain(classes, voc_rankings(other, image_ids), gain, figures, plan)
     return Bootstrap(
         map=ap.mean,
         map07=ap07.mean,
@@ -243,8 +243,10 @@ def image_changes(result: VOCResult, other: VOCResult) -> Floats:
     image_ids = result.matches.image_ids
     if not np.array_equal(image_ids, other.matches.image_ids):
         raise UserError("the two results are not of the same images: give evaluate_voc all of them (images=)")
-    images, score = len(image_ids), _voc_score(RECALL_POINTS[result.recall_points])
-    merged = [one.merged(two, images) for one, two in zip(_rankings(result, image_ids), _rankings(other, image_ids))]
+    images, score = len(image_ids), voc_score(RECALL_POINTS[result.recall_points])
+    merged = [
+        one.merged(two, images) for one, two in zip(voc_rankings(result, image_ids), voc_rankings(other, image_ids))
+    ]
     earned = _earned(other) - _earned(result)
     looked_at = np.argsort(-np.abs(earned), kind="stable")[:_MOST_IMAGES]
     gain, changes = mean_defined(other.ap - result.ap), np.zeros(images)
@@ -286,7 +288,8 @@ def class_dicts(bars: Sequence[Interval], corrected: Sequence[float]) -> list[di
     return dicts
 
 
-def _rankings(result: VOCResult, image_ids: NDArray[Any]) -> list[Ranking]:
+def voc_rankings(result: VOCResult, image_ids: NDArray[Any]) -> list[Ranking]:
+    """The ranking of each class, its images numbered by where they stand in `image_ids`."""
     matches = result.matches
     place = np.searchsorted(image_ids, matches.image_ids)
     return [
@@ -300,8 +303,8 @@ def _rankings(result: VOCResult, image_ids: NDArray[Any]) -> list[Ranking]:
     ]
 
 
-def _voc_score(recall_points: Floats) -> Score:
-    """AP and AP07."""
+def voc_score(recall_points: Floats) -> Score:
+    """AP and AP07, of rankings by VOC's rules."""
 
     def score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
         drawn = np.diff(found, axis=0, prepend=np.int32(0))

@@ -89,28 +89,41 @@ def coco_result(
     if area not in AREAS:
         raise UserError(f"area={area}: use one of {', '.join(AREAS)}")
     truth, areas, crowd = _truth(annotations, pixel_offset)
-    found = Boxes(detections.image, detections.class_index, _sides(detections.box, pixel_offset))
-    images = len(annotations.images)
-    matches = match_coco(truth, areas, crowd, found, detections.score, images, AREAS[area])
-    bounds = np.searchsorted(found.label[matches.row], np.arange(len(annotations.classes) + 1)).tolist()
+    found = Boxes(detections.image, detections.class_index, sides(detections.box, pixel_offset))
+    images, classes = len(annotations.images), annotations.classes
+    given = truth, areas, crowd, found, detections.score
+    return result_of(coco_rankings(*given, images, len(classes), AREAS[area]), classes, images)
+
+
+def coco_rankings(
+    truth: Boxes,
+    area: Floats,
+    crowd: Flags,
+    found: Boxes,
+    score: Floats,
+    images: int,
+    classes: int,
+    limits: tuple[float, float] = AREAS["all"],
+) -> list[Ranking]:
+    """The ranking of each class, by COCO's rules; `classes` is how many there are, the others as for `match_coco`."""
+    matches = match_coco(truth, area, crowd, found, score, images, limits)
+    bounds = np.searchsorted(found.label[matches.row], np.arange(classes + 1)).tolist()
     ignored = matches.ignored if matches.ignored.any() else None
-    rankings = []
-    for label, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        rankings.append(
-            Ranking(
-                found.image[matches.row[start:stop]],
-                matches.true[:, start:stop],
-                None if ignored is None else ignored[:, start:stop],
-                truth.image[matches.wanted & (truth.label == label)],
-            )
+    return [
+        Ranking(
+            found.image[matches.row[start:stop]],
+            matches.true[:, start:stop],
+            None if ignored is None else ignored[:, start:stop],
+            truth.image[matches.wanted & (truth.label == label)],
         )
-    return result_of(rankings, annotations.classes, images)
+        for label, (start, stop) in enumerate(itertools.pairwise(bounds))
+    ]
 
 
 def result_of(rankings: Sequence[Ranking], classes: tuple[str, ...], images: int) -> CocoResult:
     """AP, AP50 and AP75 of each class from its ranking, whatever kind of overlap made it."""
     once = np.ones((images, 1), np.uint8)
-    scores = np.stack([ranking.figures(once, _score, 1) for ranking in rankings], axis=-1)
+    scores = np.stack([ranking.figures(once, coco_score, 1) for ranking in rankings], axis=-1)
     return CocoResult(_combine(scores)[:, 0], classes, images, tuple(rankings))
 
 
@@ -124,7 +137,7 @@ def coco_bootstrap(
 ) -> dict[str, Bars]:
     """Error bars of AP, AP50 and AP75, or of the gain `other - result`; see `bootstrap`."""
     check_settings(replicates, level, result.images)
-    plan, figures = Plan(result.images, replicates, level, seed, min_boxes), Figures(_score, 1, _combine)
+    plan, figures = Plan(result.images, replicates, level, seed, min_boxes), Figures(coco_score, 1, _combine)
     if other is None:
         return dict(zip(WITH_BARS, bars_of_one(result.rankings, result.ap, figures, plan)))
     same = zip(result.rankings, other.rankings)
@@ -173,8 +186,8 @@ def coco_evaluation(
     truth, area, crowd = _truth(annotations, pixel_offset)
     images = [{"id": index + 1} for index in range(len(annotations.images))]
     categories = [{"id": index + 1, "name": str(name)} for index, name in enumerate(annotations.classes)]
-    sides = _sides(detections.box, pixel_offset)
-    rows = np.column_stack([detections.image + 1, sides, detections.score, detections.class_index + 1])
+    box = sides(detections.box, pixel_offset)
+    rows = np.column_stack([detections.image + 1, box, detections.score, detections.class_index + 1])
     if hasattr(coco, "from_arrays"):
         data = coco.from_arrays(
             images, categories, truth.image + 1, truth.label + 1, truth.box, area=area, iscrowd=crowd
@@ -211,7 +224,7 @@ def _evaluated(annotations: Annotations, detections: Detections, pixel_offset: f
 def _truth(annotations: Annotations, pixel_offset: float) -> tuple[Boxes, Floats, Flags]:
     """The objects that are not difficult, their areas, and which are crowds."""
     kept = ~annotations.difficult
-    box = _sides(annotations.box[kept], pixel_offset)
+    box = sides(annotations.box[kept], pixel_offset)
     return (
         Boxes(annotations.image[kept], annotations.class_index[kept], box),
         annotations.area[kept],
@@ -219,13 +232,14 @@ def _truth(annotations: Annotations, pixel_offset: float) -> tuple[Boxes, Floats
     )
 
 
-def _sides(box: Floats, pixel_offset: float) -> Floats:
+def sides(box: Floats, pixel_offset: float) -> Floats:
     """x, y, width, height in continuous pixels."""
     corner = box[:, :2] - pixel_offset
     return np.concatenate([corner, box[:, 2:] - corner], axis=1)
 
 
-def _score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
+def coco_score(found: Counts, envelope: Floats, positives: Counts) -> Floats:
+    """COCO's AP at one threshold: the mean at its 101 recalls."""
     return interpolated(found, envelope, positives, _RECALL_POINTS)[None]
 
 
