@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -53,6 +53,25 @@ class Detected:
     ultralytics_map50: float | None
     truth: Boxes = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def validating(data: str | Path) -> Iterator[Path]:
+    """Run one of Ultralytics' validators under guard and by this process alone; a folder for what it writes.
+
+    Args:
+        data: what an error calls the data.
+
+    Raises:
+        UserError: for what the validator raises of images or labels that it can't use.
+    """
+    with tempfile.TemporaryDirectory() as scratch, quiet(), unhurried(), as_one_process(), guarded():
+        try:
+            yield Path(scratch)
+        except (RuntimeError, ValueError, FileNotFoundError, AssertionError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
 
 
 class Validation:
@@ -166,22 +185,9 @@ class Validation:
         copied: Any = copy.deepcopy(model)  # the validator fuses what it is given
         if loss:  # a fused end-to-end head lacks the branch that its loss needs
             copied.fuse = MethodType(_as_it_is, copied)
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            quiet(),
-            unhurried(),
-            as_one_process(),
-            guarded(),
-            eval_mode(model),
-            measure as measured,
-        ):
-            try:
-                validator = Collecting(dataloader=self._batches, save_dir=Path(scratch), args=self._settings)
-                validator(model=copied)
-            except (RuntimeError, ValueError, FileNotFoundError, AssertionError, TypeError) as error:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(f"data={self.data}: {' '.join(str(error).split())}") from None
+        with eval_mode(model), measure as measured, validating(self.data) as scratch:
+            validator = Collecting(dataloader=self._batches, save_dir=scratch, args=self._settings)
+            validator(model=copied)
         named = dict(enumerate(class_names_of(model)))
         return Detected(boxes, named, float(validator.metrics.box.map50), truth, mean.means())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 from yolo_os.errors import UserError
 from yolo_os.forward import eval_mode
 from yolo_os.integration.data import check_channels, class_names_of, describe, task_of
-from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import as_one_process, quiet, unhurried
+from yolo_os.integration.detect import validating
 
 _VALIDATORS = {"segment": SegmentationValidator, "pose": PoseValidator, "obb": OBBValidator}
 
@@ -50,19 +48,7 @@ def predictions(model: nn.Module, data: str | Path, task: str, **settings: Any) 
                 entries.append({**entry, "file": str(pbatch["im_file"]), "label": int(label)})
 
     args = {"task": task, "mode": "val", "data": str(described["yaml_file"]), "save_json": True, "plots": False}
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        quiet(),
-        unhurried(),
-        as_one_process(),
-        guarded(),
-        eval_mode(model),
-    ):
-        try:
-            validator = Collecting(save_dir=Path(scratch), args={**args, "verbose": False, "rect": True, **settings})
-            validator(model=copy.deepcopy(model))  # which it fuses
-        except (RuntimeError, ValueError, FileNotFoundError, AssertionError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
+    with eval_mode(model), validating(data) as scratch:
+        validator = Collecting(save_dir=scratch, args={**args, "verbose": False, "rect": True, **settings})
+        validator(model=copy.deepcopy(model))  # which it fuses
     return entries
