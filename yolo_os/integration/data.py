@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,13 @@ class Batches:
         unreadable: files of the split that could not be read, found so far; they are left out.
     """
 
-    def __init__(self, dataset: YOLODataset, indices: list[int], batch: int, workers: int) -> None:
+    def __init__(
+        self, dataset: YOLODataset, indices: list[int], batch: int, workers: int, unreadable: Iterable[str]
+    ) -> None:
         self.images = len(indices)
         self.classes = {int(number) for index in indices for number in dataset.labels[index]["cls"].ravel()}
         self.said: tuple[str, ...] = ()
-        with guarded(), quiet():
-            listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
-        dropped = listed - {str(file) for file in dataset.im_files}  # when the split was scanned
-        self.unreadable = set(map(users_path, dropped))
+        self.unreadable = set(unreadable)
         groups = [list(range(start, min(start + batch, len(indices)))) for start in range(0, len(indices), batch)]
         if groups and len(groups) < world_size():
             raise UserError(f"{len(groups)} batches can't be shared by {world_size()} processes: take a smaller batch=")
@@ -134,9 +133,12 @@ def calibration_batches(
     held_out = min(recipe.held_out, max(total // 4, total - recipe.images))
     used = min(recipe.images, total - held_out)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-    drawn = Batches(dataset, order[:used], batch, workers)
+    with guarded(), quiet():
+        listed = {str(file) for file in dataset.get_img_files(dataset.img_path)}
+    unreadable = [users_path(file) for file in listed - {str(file) for file in dataset.im_files}]  # by the scan
+    drawn = Batches(dataset, order[:used], batch, workers, unreadable)
     drawn.said = tuple(_said_of(drawn, held_out, total, split, recipe, class_names_of(model)))
-    return drawn, Batches(dataset, order[used : used + held_out], batch, workers)
+    return drawn, Batches(dataset, order[used : used + held_out], batch, workers, unreadable)
 
 
 def _said_of(
