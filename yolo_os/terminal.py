@@ -26,9 +26,9 @@ def shown(text: object, most: int = _MOST) -> str:
     return plain if len(plain) <= most else f"{plain[: most * 3 // 4]} ... {plain[-most // 8 :]}"
 
 
-def counted(number: int, what: str, plural: str = "s") -> str:
-    """`1 image`, `2 images`; `plural` is what is added to the word."""
-    return f"{number} {what}{'' if number == 1 else plural}"
+def counted(number: int, what: str, plural: str = "s", thousands: bool = False) -> str:
+    """`1 image`, `2 images`; `plural` is what is added to the word, `thousands` makes it `2,000 images`."""
+    return f"{number:{',' if thousands else ''}} {what}{'' if number == 1 else plural}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from yolo_os.evaluation.coco import ERROR_TYPES, CocoResult, coco_bootstrap
 from yolo_os.evaluation.intervals import Interval
 from yolo_os.evaluation.slices import Slice
 from yolo_os.evaluation.voc import none_if_nan
-from yolo_os.terminal import in_table
+from yolo_os.terminal import counted, in_table
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def report_parts(
     for kind, slices in (("size", parts.size), ("group", parts.group)):
         for part in slices:
             title = f"{part.name} objects" if kind == "size" else f"group {in_table(part.name)}"
-            counts = f"{part.boxes:,} boxes" + ("" if kind == "size" else f", {part.images:,} images")
+            counts = counted(part.boxes, "box", "es", True)
+            counts += "" if kind == "size" else f", {counted(part.images, 'image', thousands=True)}"
             rows, facts = _part(names, part, settings)
             lines += [f"{title}: none"] if not part.boxes else [f"{title} ({counts})", *rows]
             content.setdefault(kind, {})[part.name] = facts

@@ -30,7 +30,7 @@ from yolo_os.modes.val_coco import (
 )
 from yolo_os.plots.contact_sheet import Found, Sheet, plot_contact_sheet
 from yolo_os.plots.evaluation import plot_compared_curves, plot_curves, plot_differences
-from yolo_os.terminal import in_table
+from yolo_os.terminal import counted, in_table
 
 _SHEETS = 5  # images on a contact sheet
 
@@ -215,7 +215,7 @@ def _sure_classes(result: VOCResult, gain: Bootstrap) -> str:
 
 
 def _few_mark(npos: int, min_boxes: int) -> str:
-    return f"; only {npos} boxes" if npos < min_boxes else ""
+    return f"; only {counted(npos, 'box', 'es')}" if npos < min_boxes else ""
 
 
 def _enough(result: VOCResult, min_boxes: int) -> str:

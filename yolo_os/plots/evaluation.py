@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolo_os.plots.style import BLUE, GREY, ORANGE, SEVERAL, new_figure, save_figure
-from yolo_os.terminal import in_table
+from yolo_os.terminal import counted, in_table
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.bootstrap import Bars, Bootstrap
@@ -39,7 +39,8 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
         axis.text(
             0.05,
             0.07,
-            f"AP10 {result.ap[index]:.3f}\nAP07 {result.ap07[index]:.3f}\n{result.npos[index]:,} boxes",
+            f"AP10 {result.ap[index]:.3f}\nAP07 {result.ap07[index]:.3f}\n"
+            + counted(result.npos[index], "box", "es", thousands=True),
             fontsize=7,
             color="#444444",
             linespacing=1.3,
@@ -67,7 +68,7 @@ def plot_compared_curves(results: Mapping[str, VOCResult], path: Path) -> Path:
             texts.append((f"{result.ap[index]:.3f}", colour))
         for place, (text, colour) in enumerate(reversed(texts)):
             axis.text(0.05, 0.14 + 0.1 * place, text, fontsize=7, color=colour)
-        axis.text(0.05, 0.05, f"AP10, {first.npos[index]:,} boxes", fontsize=7, color="#444444")
+        axis.text(0.05, 0.05, f"AP10, {counted(first.npos[index], 'box', 'es', True)}", fontsize=7, color="#444444")
         axis.set_title(_label(first.names[index]), fontsize=9, pad=3)
     _finish_panels(figure, axes, len(classes))
     shown = f" ({_MOST} of {len(defined)} classes)" if len(defined) > _MOST else ""
@@ -123,7 +124,7 @@ def plot_differences(
     axis.set_yticks(range(len(entries)), [_label(name) + mark for (name, *_), mark in zip(entries, marks)], fontsize=8)
     axis.set_ylim(-0.6, len(entries) - 0.4)
     side = axis.secondary_yaxis("right")
-    texts = [f"{each.value:+.4f}  {count:>6,} boxes" for _, each, _, count, _ in entries]
+    texts = [f"{each.value:+.4f}  {counted(count, 'box', 'es', True):>12}" for _, each, _, count, _ in entries]
     side.set_yticks(range(len(entries)), texts, fontsize=7)
     side.tick_params(length=0)
     side.spines["right"].set_visible(False)
