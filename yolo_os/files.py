@@ -69,6 +69,16 @@ def run_folder(mode: str, options: dict[str, Any]) -> Path:
     while folder.exists() and not options["exist_ok"]:
         folder, number = base.with_name(f"{base.name}{number}"), number + 1
     clean_runs(base)
+    make_folder(folder)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run folder, which may be there already; `discard_folder` takes it away again.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +87,6 @@ def run_folder(mode: str, options: dict[str, Any]) -> Path:
             f"cannot make the run folder {folder}: {error.strerror}; choose another with project="
         ) from None
     _made[folder] = made
-    return folder
 
 
 def clean_runs(base: Path) -> None:

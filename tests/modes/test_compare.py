@@ -12,6 +12,7 @@ import time
 
 import psutil
 import pytest
+import torch
 import yaml
 from builders import listed_dataset
 from conftest import ROOT
@@ -189,7 +190,16 @@ def test_bad_arms_are_refused_before_anything_is_trained(detector, few, in_tmp, 
     (in_tmp / "c.yaml").write_text(yaml.safe_dump(content))
     assert main(["compare", "config=c.yaml", *TINY, "project=p"]) == 2
     assert said in capsys.readouterr().err
-    assert not (in_tmp / "p" / "exp").exists()
+    assert not (in_tmp / "p").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_trained(detector, few, in_tmp, capsys):
+    contents = torch.load(detector, weights_only=False)
+    next(contents["model"].parameters()).data.flatten()[0] = float("nan")
+    torch.save(contents, in_tmp / "nan.pt")
+    assert main(["compare", "model=nan.pt", f"data={few}", "arms=stock,budget", *TINY, "project=p"]) == 2
+    assert "model=nan.pt: the model's weights are not finite" in capsys.readouterr().err
+    assert not (in_tmp / "p").exists()
 
 
 def test_no_comparison_in_a_folder(in_tmp, capsys):

@@ -32,7 +32,7 @@ from yolo_os.comparison.plan import (
 from yolo_os.comparison.results import MAIN, Measured, recorded, summarise
 from yolo_os.comparison.statistics import MARGIN
 from yolo_os.errors import UserError
-from yolo_os.files import write_json
+from yolo_os.files import discard_folder, make_folder, write_json
 from yolo_os.integration.architecture import build
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.compare_arms import settings_for
@@ -43,6 +43,7 @@ from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import choose_device
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.plots.compare_page import write_report
+from yolo_os.shifter import check_finite
 
 Say = Callable[[str], None]
 REPLICATES = 400
@@ -78,7 +79,7 @@ def compare(
     """
     folder = folder.resolve()
     fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
         try:
             model = _base(config)
@@ -86,6 +87,7 @@ def compare(
         except UserError:
             if fresh:
                 shutil.rmtree(folder)
+                discard_folder(folder)  # with those that were made for it
             raise
         config.save(folder)
         warnings = [warning for each in prepared.values() for warning in each.warnings]
@@ -244,7 +246,12 @@ def _base(config: Config) -> nn.Module:
     """The model that every training starts from."""
     if config.model.endswith((".yaml", ".yml")):
         return build(config.model)
-    return load_checkpoint(config.model, config.trust).model
+    model = load_checkpoint(config.model, config.trust).model
+    try:
+        check_finite(model)
+    except UserError as error:
+        raise UserError(f"model={config.model}: {error}") from None
+    return model
 
 
 def _backbone(model: nn.Module) -> int | None:
