@@ -22,6 +22,7 @@ from yolo_os.cli import main
 from yolo_os.integration import compare_run
 from yolo_os.integration.detect import Validation
 from yolo_os.modes.compare import config_of, parse
+from yolo_os.training.log import epochs_in
 
 TINY = ["epochs=2", "imgsz=64", "batch=6", "nbs=6", "device=cpu", "optimizer=SGD", "lr0=0.001", "warmup_epochs=0"]
 
@@ -129,6 +130,7 @@ def test_what_was_killed_goes_on(detector, few, in_tmp):
     while not last.is_file():
         assert process.poll() is None, (in_tmp / "out.txt").read_text()
         time.sleep(0.1)
+    time.sleep(0.05)  # until the first checkpoint is whole, before the next one is written
     (child,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -141,7 +143,11 @@ def test_what_was_killed_goes_on(detector, few, in_tmp):
     content = json.loads((in_tmp / "j.json").read_text())
     assert content["runs"] == {"planned": 2, "done": 2}
     rows = (last.parent.parent / "results.csv").read_text().splitlines()
-    assert (len(rows), rows[1]) == (16, before)  # the epochs before the end are those of the first process
+    assert rows[1] == before  # the epochs before the end are those of the first process
+    # Killed between an epoch's row and its checkpoint, it makes that epoch once more.
+    assert [int(row["epoch"]) for row in epochs_in(last.parent.parent / "results.csv")] == list(range(1, 16))
+    [result] = [json.loads(file.read_text()) for file in folder.rglob("stock-0/result.json")]
+    assert {name: len(curve) for name, curve in result["curves"].items()} == dict.fromkeys(result["curves"], 15)
     assert any("1 trainings were interrupted" in warning for warning in content["warnings"])
     assert "one seed" in content["verdict"]
 

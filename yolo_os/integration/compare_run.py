@@ -8,7 +8,6 @@ standard input does, so that none outlives the comparison that started it.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -41,6 +40,7 @@ from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
 from yolo_os.integration.train import train
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.shift import shift_batches_
+from yolo_os.training.log import epochs_in
 
 
 def run_job(folders: Sequence[Path], alone: bool = True) -> int:
@@ -213,8 +213,7 @@ def _curves(file: Path) -> dict[str, list[float]]:
     """Loss on train and val, all terms, and Ultralytics' mAP50-95 of val, by epoch."""
     if not file.is_file():
         return {}
-    with file.open(newline="", encoding="utf-8") as opened:
-        rows = [{key.strip(): value for key, value in row.items() if key} for row in csv.DictReader(opened)]
+    rows = epochs_in(file)
     terms = {part: [key for key in rows[0] if key.startswith(f"{part}/")] if rows else [] for part in ("train", "val")}
     curves = {f"{part}_loss": [sum(float(row[key]) for key in keys) for row in rows] for part, keys in terms.items()}
     key = "metrics/mAP50-95(B)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
-from yolo_os.training.log import read_rows, shifts_in
+from yolo_os.training.log import epochs_in, read_rows, shifts_in
 
 # Where two curves lie on each other, the first is a broad line and the second a thin one on it.
 _BROAD: dict[str, Any] = {"linewidth": 3.2, "alpha": 0.6, "solid_capstyle": "round"}
@@ -25,7 +25,7 @@ _SKY, _PINK = "#56B4E9", "#CC79A7"
 
 def plot_training(folder: Path, path: Path) -> None:
     """Norm, loss and shifts over a training, its final shift and the guard's limit, from the files in its folder."""
-    results, shifts = read_rows(folder / "results.csv"), shifts_in(read_rows(folder / "shifts.csv"))
+    results, shifts = epochs_in(folder / "results.csv"), shifts_in(read_rows(folder / "shifts.csv"))
     epochs = {name: [float(row[name] or "nan") for row in results] for name in (results[0] if results else ())}
     figure, (norm, loss, rise) = new_figure(3, 1, (7.5, 8.0), sharex=True)
     when = epochs.get("epoch", [])

@@ -44,6 +44,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def epochs_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of `results.csv`, one for each epoch, by column, as text.
+
+    Ultralytics writes an epoch's row before the checkpoint that a resumed training goes on from, so a training killed
+    between the two has that epoch twice. The later row is that of the weights that went on. A row that was cut is left
+    out.
+    """
+    whole = [row for row in read_rows(path) if None not in row and None not in row.values()]
+    return list({row["epoch"]: row for row in whole}.values())
+
+
 def shifts_in(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each shift that stands or was reverted, of the rows of all layers; not of one that moved nothing."""
     return list({row["step"]: row for row in rows if int(row["reverted"]) or not row["note"]}.values())
