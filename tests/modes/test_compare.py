@@ -19,6 +19,7 @@ from conftest import ROOT
 
 from yolo_os import UserError
 from yolo_os.cli import main
+from yolo_os.heads import find_head
 from yolo_os.integration import compare_run
 from yolo_os.integration.detect import Validation
 from yolo_os.modes.compare import config_of, parse
@@ -189,6 +190,8 @@ def test_bad_words(words, said):
         ({"os.evry": 2}, "evry"),
         ({"lr0": "text"}, "lr0"),
         ({"classes": [1]}, "classes="),
+        ({"model": "nowhere.pt"}, "arm b: "),
+        ({"model": "yolov8n-seg.yaml"}, "is of the task segment"),
     ],
 )
 def test_bad_arms_are_refused_before_anything_is_trained(detector, few, in_tmp, arm, said, capsys):
@@ -197,6 +200,23 @@ def test_bad_arms_are_refused_before_anything_is_trained(detector, few, in_tmp, 
     assert main(["compare", "config=c.yaml", *TINY, "project=p"]) == 2
     assert said in capsys.readouterr().err
     assert not (in_tmp / "p").exists()
+
+
+def test_an_arm_may_start_from_another_model(detector, few, in_tmp, capsys):
+    """Its start is told by what is in the file: with other weights there, what was made from it is refused."""
+    contents = torch.load(detector, weights_only=False)
+    for layer in find_head(contents["model"]).layers:
+        layer.module.weight.data.mul_(0.5)
+    torch.save(contents, in_tmp / "less.pt")
+    config = {"arms": ["stock", {"name": "less", "model": "less.pt"}], "epochs": 1, "lr0": 0.0}
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump(config))
+    command = words(detector, few, "config=c.yaml", "seeds=1", "workers=0", "replicates=20", "project=p", "json=j.json")
+    assert main([word for word in command if word not in ("lr0=0.001", "epochs=2")]) == 0
+    assert figures(in_tmp / "j.json")["less"]["squared_norm_ratio"] == pytest.approx(0.25, abs=0.01)
+    capsys.readouterr()
+    (in_tmp / "less.pt").write_bytes(detector.read_bytes())
+    assert main([word for word in command if word not in ("lr0=0.001", "epochs=2")]) == 2
+    assert "made with other settings (model_sha256" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_finite_are_refused_before_anything_is_trained(detector, few, in_tmp, capsys):

@@ -207,10 +207,10 @@ def settings_of(run: Run, config: Config, common: Mapping[str, Any], model_diges
         run: in question.
         config: of the comparison.
         common: keys of `yolo train` of this run, factors applied.
-        model_digest: of the file that trainings start from.
+        model_digest: of the file that this one starts from.
     """
     settings = {
-        "model": config.model,
+        "model": common["model"],
         "model_sha256": model_digest,
         "data": config.names()[run.data],
         "fraction": run.fraction,

@@ -82,8 +82,9 @@ def compare(
     make_folder(folder)
     with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
         try:
-            model = _base(config)
-            jobs, prepared = _planned(config, folder, model)
+            models = _starts(config)
+            model = models[config.model]
+            jobs, prepared = _planned(config, folder, models)
         except UserError:
             if fresh:
                 shutil.rmtree(folder)
@@ -109,13 +110,14 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
     """
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as scratch, guarded():
-        model = _base(config)
+        models = _starts(config)
+        model = models[config.model]
         known = make_plan(config, folder)
         names = class_names_of(model)
         prepared = {name: prepare(config, name, Path(scratch) / name, names, task_of(model)) for name in config.names()}
-        for run in runs_of(known):
-            if run.after is None:
-                settings_for(run.arm, config, _backbone(model))
+        for arm in config.arms:
+            if arm.after is None:
+                settings_for(arm, config, _backbone(models[arm.train.get("model", config.model)]))
         for each in prepared.values():
             for warning in each.warnings:
                 say(f"warning: {warning}")
@@ -133,17 +135,21 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
     return left
 
 
-def _planned(config: Config, folder: Path, model: nn.Module) -> tuple[list[Job], dict[str, Prepared]]:
+def _planned(config: Config, folder: Path, models: Mapping[str, nn.Module]) -> tuple[list[Job], dict[str, Prepared]]:
     """The jobs, each run's settings in its folder, and the data."""
-    names, task, backbone = class_names_of(model), task_of(model), _backbone(model)
+    names, task = class_names_of(models[config.model]), task_of(models[config.model])
     jobs = make_plan(config, folder)
-    trained = {arm.name: settings_for(arm, config, backbone) for arm in config.arms if arm.after is None}
+    trained = {
+        arm.name: settings_for(arm, config, _backbone(models[arm.train.get("model", config.model)]))
+        for arm in config.arms
+        if arm.after is None
+    }
     prepared = {name: prepare(config, name, folder / "data" / name, names, task) for name in config.names()}
-    model_digest = digest(Path(config.model))
+    digests = {name: digest(Path(name)) for name in models}
     specs = {}
     for run in runs_of(jobs):
         common = trained[run.arm.after or run.arm.name]
-        settings = settings_of(run, config, common, model_digest)
+        settings = settings_of(run, config, common, digests[common["model"]])
         run.check(settings)
         data = prepared[run.data]
         whole = {**common, "model": _whole(common["model"])}
@@ -242,15 +248,38 @@ def _said(run: Run, jobs: list[Job], measured: Measured) -> str:
     return f"{said}; {difference} to {measured.config.arms[0].name} so far, {seeds}"
 
 
-def _base(config: Config) -> nn.Module:
-    """The model that every training starts from."""
-    if config.model.endswith((".yaml", ".yml")):
-        return build(config.model)
-    model = load_checkpoint(config.model, config.trust).model
+def _starts(config: Config) -> dict[str, nn.Module]:
+    """The models that trainings start from, by file: that of all arms first, then those of arms with one of their own.
+
+    Raises:
+        UserError: if one can't be used, or is of another task than the first.
+    """
+    models = {config.model: _start(config.model, config.trust)}
+    for arm in config.arms:
+        name = arm.train.get("model", config.model)
+        if name in models:
+            continue
+        try:
+            model = _start(name, config.trust)
+        except UserError as error:
+            raise UserError(f"arm {arm.name}: {error}") from None
+        first = models[config.model]
+        if task_of(model) != task_of(first):
+            raise UserError(
+                f"arm {arm.name}: model={name} is of the task {task_of(model)}, and {config.model} of {task_of(first)}"
+            )
+        models[name] = model
+    return models
+
+
+def _start(name: str, trust: bool) -> nn.Module:
+    if name.endswith((".yaml", ".yml")):
+        return build(name)
+    model = load_checkpoint(name, trust).model
     try:
         check_finite(model)
     except UserError as error:
-        raise UserError(f"model={config.model}: {error}") from None
+        raise UserError(f"model={name}: {error}") from None
     return model
 
 

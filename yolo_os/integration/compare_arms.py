@@ -136,7 +136,9 @@ def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, An
     made = arm.settings({"model": config.model, **config.train}, DEFAULT_CFG_DICT)
     if made.get("freeze") == BACKBONE:
         if backbone is None:
-            raise UserError(f"arm {arm.name}: freeze={BACKBONE} and model={config.model} says of no backbone; a number")
+            raise UserError(
+                f"arm {arm.name}: freeze={BACKBONE} and model={made['model']} says of no backbone; a number"
+            )
         made["freeze"] = backbone
     if "lr0" in arm.train and arm.rate == 1 and str(made.get("optimizer", "auto")).lower() == "auto":
         LOGGER.warning(

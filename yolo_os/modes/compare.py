@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolo_os.comparison.arms import RESERVED, read_arms
+from yolo_os.comparison.arms import RESERVED, Arm, read_arms
 from yolo_os.comparison.plan import TESTS, WHOLE, Config
 from yolo_os.comparison.statistics import MARGIN
 from yolo_os.errors import UserError
@@ -19,7 +20,12 @@ _SEEDS = 3
 _RUN_ONLY = ("config", "folder", "dry_run", "json", "project", "name", "workers", "ray", "cpus", "gpus")
 KEYS = (
     Key("config", (str,), None, "settings in YAML, by the names of these keys; what is given here comes first"),
-    Key("model", (str,), None, "what every training starts from: a checkpoint (.pt) or an architecture (.yaml)"),
+    Key(
+        "model",
+        (str,),
+        None,
+        "what trainings start from: a checkpoint (.pt) or an architecture (.yaml); an arm may have its own",
+    ),
     Key("data", (list, str), None, "a data set YAML or a VOCdevkit folder; several with commas"),
     Key(
         "arms",
@@ -130,7 +136,8 @@ def run(options: dict[str, Any]) -> int:
     if options["folder"] is not None:
         return _again(options)
     config = config_of(options)
-    inputs = {"model": config.model, "data": list(config.data), "config": options["config"]}
+    models = [config.model, *(arm.train["model"] for arm in config.arms if "model" in arm.train)]
+    inputs = {"model": models, "data": list(config.data), "config": options["config"]}
     check_outputs({"json": options["json"]}, inputs)
     folder = as_path(options["project"] or Path("runs") / "compare") / options["name"]
 
@@ -178,7 +185,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
     return Config(
         model=_found(options["model"]),
         data=data,
-        arms=read_arms(options["arms"]),
+        arms=tuple(_with_model_found(arm) for arm in read_arms(options["arms"])),
         seeds=tuple(seeds),
         fractions=_fractions(options["fraction"]),
         train=dict(options["train"]),
@@ -201,6 +208,12 @@ def _fractions(given: Any) -> tuple[float | int, ...]:
     if len(set(made)) < len(made):
         raise UserError(f"fraction={given}: names one twice")
     return tuple(made)
+
+
+def _with_model_found(arm: Arm) -> Arm:
+    if "model" not in arm.train:
+        return arm
+    return replace(arm, train={**arm.train, "model": _found(str(arm.train["model"]))})
 
 
 def _found(name: str) -> str:
