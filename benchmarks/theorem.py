@@ -174,7 +174,7 @@ def classifier_points(options):
     images, labels = data[:2]
     times = {}
     for epoch in (10, 25, 50, 100, 200):
-        model, _ = classifier.fit("mlp", data, 0, epoch, 5e-4)
+        model, _ = classifier.fit("mlp", data, 0, classifier.EPOCHS["mlp"], epoch, 5e-4)
         with torch.no_grad():
             features = model[0](images)
         points = []

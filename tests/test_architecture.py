@@ -30,7 +30,7 @@ conversion
 comparison
 toward_report
 flatness
-shift toward training matrices
+shift toward training matrices linear
 plots
 voc
 integration

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yolo_os.integration.compare import compare as compare
     from yolo_os.integration.flatness import hessian_trace as hessian_trace
     from yolo_os.integration.shift import shift_ as shift_
+    from yolo_os.linear import shift_linear_ as shift_linear_
     from yolo_os.recipe import ShiftRecipe as ShiftRecipe
     from yolo_os.report import ShiftReport as ShiftReport
     from yolo_os.voc import evaluate_voc as evaluate_voc
@@ -34,6 +35,7 @@ _HOMES = {
     "hessian_trace": "integration.flatness",
     "prediction_layers": "heads",
     "shift_": "integration.shift",
+    "shift_linear_": "linear",
 }
 __all__ = ["__version__", *_HOMES]
 
