@@ -1,6 +1,6 @@
 """Measure the error of intervals and p-values against known truth: how often each is wrong, in made-up populations.
 
-    python benchmarks/intervals.py                    # all populations, 400 image sets each, about ten minutes
+    python benchmarks/intervals.py                    # all populations, 400 image sets each, a few minutes
     python benchmarks/intervals.py sets=100 images=500 replicates=400
 
 A population is drawn anew for each image set: images that are harder or more cluttered than others, five classes with
