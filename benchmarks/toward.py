@@ -2,7 +2,8 @@
 
     python benchmarks/toward.py --data digits                 # embedded data and detector; hours on one core
     python benchmarks/toward.py --data voc --shared FOLDER    # FOLDER: data/VOCdevkit, weights/voc_yolov5nu.pt; a day
-    python benchmarks/toward.py --data voc --shared FOLDER --cameras night --arms stock20,freeze10 --no-train
+    python benchmarks/toward.py --data voc --shared FOLDER --cameras night --arms stock20,freeze10
+    python benchmarks/toward.py --data voc --print            # what was measured so far
 
 Start. A trained detector: data/digits/detector.pt, or a YOLOv5nu that has learned VOC's trainval images.
 New camera. The same images as another camera might give them: `night` (dark, bluish, blurred, noisy) and `fog` (low
@@ -14,19 +15,19 @@ Step. `shift_toward_`'s own rule on val: the share by the new data alone, and wi
 choice sees a test image. (The VOC detector has learned from the images of val, by day: its own val mAP is too high.)
 
 Prints Markdown tables of VOC mAP10 on the test images of both cameras (VOC: the mean of bus, car, cat, person, train).
-Intervals are 95 %: paired bootstrap over test images of the mean over seeds (each class of each seed scored as a class
-of its own), widened by the t-interval of the seeds' differences, half widths added as squares.
+Intervals are 95 %, over seeds and images, by the model of `yolo-os compare` (docs/compare.md).
 
-Trainings are kept below --out, one whose folder holds `done` is not made again, and figures that were judged are kept
-beside it: the same command goes on after an interruption.
+What a run came to (mAP10 at every share on the test images and on drawn ones, and the shares that val chose) is kept in
+--measured, a small file that comes with the project, and such a run is not made again: remove the file to repeat all.
+Trainings are kept below --out, and one whose folder holds `done` is not made again either.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +36,21 @@ import numpy as np
 import torch
 from common import DETECTOR, DEVKIT, PLAIN, SOLID, keep_ultralytics_here
 
+from yolo_os.comparison.resampling import draws
+from yolo_os.comparison.statistics import paired
+from yolo_os.evaluation.bootstrap import voc_rankings, voc_score
 from yolo_os.evaluation.detections import evaluate_boxes, evaluate_detections, from_boxes
-from yolo_os.evaluation.voc import RECALL_POINTS, Matches, average_precisions
+from yolo_os.evaluation.intervals import row_means
+from yolo_os.evaluation.voc import RECALL_POINTS
 from yolo_os.files import written_whole
 from yolo_os.modes.camera import changed
-from yolo_os.voc import VOCResult, bootstrap, dataset_for, read_devkit
+from yolo_os.voc import dataset_for, read_devkit
 
 SHARES = (1.0, 0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
-KEPT = tuple(name for name in Matches.__dataclass_fields__ if name != "det_row")  # what a figure is made of
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom, from 1
 DROP = 0.02
+REPLICATES = 200
+SIDES = ("new", "old")
+MEASURED = Path(__file__).parent / "measured"
 # Settings of Ultralytics' train(); `mix` adds as many old images, `l2sp` pulls towards the start at every step.
 ARMS = {
     "stock20": {"epochs": 20},
@@ -190,9 +196,9 @@ def pull_to_start(trainer, strength):
 
 
 class Judge:
-    """Judges weights at shares of a line on four sets: val and test images of the new and of the old camera."""
+    """Judges weights on four sets: val and test images of the new and of the old camera."""
 
-    def __init__(self, study, data, old):
+    def __init__(self, study, data, old, weights=None, splits=("val", "test")):
         from yolo_os.integration.checkpoint import load_checkpoint
         from yolo_os.integration.detect import Validation
         from yolo_os.integration.toward import read_origin
@@ -200,47 +206,61 @@ class Judge:
         self.study = study
         self.origin = read_origin(study.weights, {}, None)
         self.truth = read_devkit(study.devkit, split="test", classes=class_names(study))
-        model = load_checkpoint(study.weights).model
-        size = {"imgsz": study.imgsz, "device": "cpu"}
-        self.val = {name: Validation(each, model, split="val", **size) for name, each in (("new", data), ("old", old))}
-        self.test = {
-            name: Validation(each, model, split="test", **size) for name, each in (("new", data), ("old", old))
+        model = load_checkpoint(weights or study.weights).model
+        self.sets = {
+            (split, side): Validation(each, model, split=split, imgsz=study.imgsz, device="cpu")
+            for split in splits
+            for side, each in zip(SIDES, (data, old))
         }
 
-    def line(self, weights):
+    def line(self, weights, statistics=True):
         """A run's model and the line from the origin to it."""
         from yolo_os.integration.checkpoint import load_checkpoint
         from yolo_os.toward import line_to
 
         model = load_checkpoint(weights).model
-        return model, line_to(model, self.origin)
+        return model, line_to(model, self.origin, statistics=statistics)
 
-    def along(self, weights, kept):
-        """Figures of a run at all shares, kept in a folder that is marked `done` at the end."""
-        model, line = self.line(weights)
-        for share in SHARES:
-            self.at(model, line, line.values(share), kept, f"{share:g}")
-        (kept / "done").write_text("")
-        print(f"judged {kept.name}", flush=True)
-
-    def at(self, model, line, values, folder, key, only=None):
-        """Figures of a model with some values in place, on all sets or one, kept in files of a folder."""
+    def at(self, model, line, values, split, sides=SIDES):
+        """With some values in place: VOC AP on a split of both cameras."""
         from yolo_os.shifter import Weights
 
-        sets = [("val", name, each) for name, each in self.val.items()]
-        sets += [("test", name, each) for name, each in self.test.items()]
-        sets = [each for each in sets if only in (None, each[:2])]
-        wanted = [each for each in sets if not (folder / f"{each[0]}-{each[1]}-{key}.npz").exists()]
-
         def figures():
-            for kind, name, validation in wanted:
-                found = validation.run(model, loss=kind == "val")
-                score = self.score_val if kind == "val" else self.score_test
-                save(score(found), found.loss.get("total"), folder / f"{kind}-{name}-{key}.npz")
+            score = self.score_val if split == "val" else self.score_test
+            return [score(self.sets[split, side].run(model, loss=False)) for side in sides]
 
-        if wanted:
-            folder.mkdir(parents=True, exist_ok=True)
-            Weights(line.tensors, torch.float16).measure(values, figures)
+        return Weights(line.tensors, torch.float16).measure(values, figures)
+
+    def on_drawn(self, model, line, values):
+        """mAP10 on the test images of both cameras and on drawn ones, shape (2, 1 + replicates)."""
+        return np.stack([on_drawn(each, self.study.counted) for each in self.at(model, line, values, "test")])
+
+    def along(self, weights):
+        """What a run comes to, BatchNorm statistics moved and left.
+
+        Returns:
+            mAP10 by statistics, share and camera, shape (2, shares, 2, 1 + replicates); where statistics are left, the
+            start itself is not on the line, and its place is empty. And the shares that val chooses, shape (2, 2, 2):
+            by statistics and rule (new data alone, DROP), each with the val mAP that it has on the new data.
+        """
+        from yolo_os.toward import Judged, choose
+
+        measured, chosen = [], []
+        for statistics in (True, False):
+            model, line = self.line(weights, statistics)
+            judged, drawn = {}, []
+            for share in SHARES if statistics else SHARES[1:-1]:
+                values = line.values(share)
+                drawn.append(self.on_drawn(model, line, values))
+                judged[share] = dict(zip(SIDES, map(Judged, self.at(model, line, values, "val"))))
+            if statistics:
+                stayed = drawn[0], judged[1.0]
+            else:
+                drawn, judged = [stayed[0], *drawn, np.zeros_like(drawn[0])], {1.0: stayed[1], **judged}
+            measured.append(drawn)
+            shares = [choose(judged, drop)[0] for drop in (None, DROP)]
+            chosen.append([[share, judged[share]["new"].result.map] for share in shares])
+        return np.array(measured), chosen
 
     def score_val(self, found):
         """As `shift_toward_` scores: labels without difficult objects, and without rare classes."""
@@ -255,173 +275,123 @@ class Judge:
         return evaluate_detections(self.truth, from_boxes(by_stem, found.names, self.truth))
 
 
-def save(result, loss, path):
-    matches = result.matches
-    with written_whole(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            loss=np.nan if loss is None else loss,
-            classes=np.array(result.names),
-            **{name: getattr(matches, name) for name in KEPT},
-        )
+def on_drawn(result, counted):
+    """Mean AP10 of some classes on the image set and on drawn ones, the same for all results on these images."""
+    images = result.matches.image_ids
+    weights, score = draws(len(images), REPLICATES), voc_score(RECALL_POINTS["numpy"])
+    rankings = [voc_rankings(result, images)[result.names.index(name)] for name in counted]
+    return row_means(np.stack([each.figures(weights, score, 2)[0, 0] for each in rankings], axis=-1))
 
 
-def load(path):
-    """The figures that `save` kept, and the loss."""
-    with np.load(path) as kept:
-        fields = {name: kept[name] for name in KEPT}
-        loss, classes = float(kept["loss"]), tuple(kept["classes"].tolist())
-    matches = Matches(**{**fields, "num_classes": int(fields["num_classes"])})
-    return result_of(matches, classes), None if np.isnan(loss) else loss
+class Measured:
+    """Arrays of numbers from 0 to 1 by key, in one file that is whole after each."""
+
+    _ONE = 60000  # of 65535, so that 0.1 is a whole number
+
+    def __init__(self, path):
+        self.path = path
+        with np.load(path) if path.exists() else nullcontext({}) as kept:
+            self._kept = {key: kept[key] for key in kept}
+
+    def __contains__(self, key):
+        """Whether something is kept by a key."""
+        return key in self._kept
+
+    def __getitem__(self, key):
+        """What is kept by a key."""
+        return self._kept[key] / self._ONE
+
+    def __setitem__(self, key, values):
+        """Keep it, and write the file."""
+        self._kept[key] = np.round(np.asarray(values) * self._ONE).astype(np.uint16)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(self.path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **dict(sorted(self._kept.items())))
 
 
-def result_of(matches, classes=()):
-    ap, ap07 = average_precisions(matches, RECALL_POINTS["numpy"])
-    return VOCResult(ap, ap07, matches.npos, matches, "numpy", classes)
+def rows(measured, camera, arms, seeds):
+    """By name of a row, and seed: the share, and mAP10 of both cameras, shape (2, 1 + replicates)."""
+    made = {}
+    for arm in arms:
+        for seed in seeds:
+            key = f"{camera} {arm} {seed}"
+            if key in measured:
+                for name, (left, share) in steps(measured[f"{key} chosen"]).items():
+                    found = measured[key][left, SHARES.index(share)]
+                    made.setdefault(arm + name, {})[seed] = share, found
+    return made
 
 
-def counted(results, names):
-    """Results of several seeds as one: class c of the i-th seed is class c + i times the number of classes."""
-    number = len(results[0].names)
-    wanted = [results[0].names.index(name) for name in names]
-    parts = {name: [] for name in ("det_image", "det_class", "det_score", "det_true", "gt_image", "gt_class")}
-    for seed, result in enumerate(results):
-        matches = result.matches
-        det, gt = np.isin(matches.det_class, wanted), np.isin(matches.gt_class, wanted)
-        for name, values in parts.items():
-            each = getattr(matches, name)[det if name.startswith("det") else gt]
-            values.append(each + number * seed if name.endswith("class") else each)
-    joined = {name: np.concatenate(values) for name, values in parts.items()}
-    return result_of(Matches(results[0].matches.image_ids, **joined, num_classes=number * len(results)))
-
-
-def compare(results, others, names):
-    """Mean mAP over seeds, and the gain over other results of the same seeds with its interval."""
-    mine, theirs = counted(results, names), counted(others, names)
-    seeds = len(results)
-    gains = np.nanmean(mine.ap.reshape(seeds, -1), axis=1) - np.nanmean(theirs.ap.reshape(seeds, -1), axis=1)
-    drawn = bootstrap(theirs, mine).map
-    luck = T95[seeds - 2] * float(gains.std(ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
-    low = drawn.value - float(np.hypot(drawn.value - drawn.low, luck))
-    high = drawn.value + float(np.hypot(drawn.high - drawn.value, luck))
-    return {"map": mine.map, "gain": drawn.value, "low": low, "high": high, "by_seed": gains.tolist()}
-
-
-class Runs:
-    """What was judged of one camera: figures by arm, seed, set and share."""
-
-    def __init__(self, study, folder, camera, arms, seeds):
-        self.study, self.folder, self.camera = study, folder, camera
-        self.seeds = {
-            arm: [seed for seed in seeds if all(self._path(arm, seed, "test-new", share).exists() for share in SHARES)]
-            for arm in arms
-        }
-
-    def _path(self, arm, seed, where, share):
-        return self.folder / f"{self.camera}-{arm}-{seed}" / f"{where}-{share:g}.npz"
-
-    def result(self, arm, seed, where, share):
-        """VOC AP of an arm's run on a set at a share."""
-        return load(self._path(arm, seed, where, share))[0]
-
-    def chosen(self, arm, seed, drop=None):
-        """The share that `shift_toward_` would take."""
-        from yolo_os.toward import Judged, choose
-
-        judged = {
-            share: {
-                "new": Judged(self.result(arm, seed, "val-new", share)),
-                "old": Judged(self.result(arm, seed, "val-old", share)),
-            }
-            for share in SHARES
-        }
-        return choose(judged, drop)[0]
-
-    def rows(self):
-        """By name of a row: results of the seeds for both cameras, and the shares."""
-        made = {}
-        for arm, seeds in self.seeds.items():
-            if not seeds:
-                continue
-            kinds = {
-                arm: dict.fromkeys(seeds, 1.0),
-                f"{arm} + step": {seed: self.chosen(arm, seed) for seed in seeds},
-                f"{arm} + step, retain_drop={DROP}": {seed: self.chosen(arm, seed, DROP) for seed in seeds},
-                f"{arm} at 0.5": dict.fromkeys(seeds, 0.5),
-            }
-            for name, shares in kinds.items():
-                made[name] = (
-                    shares,
-                    {
-                        side: {seed: self.result(arm, seed, f"test-{side}", share) for seed, share in shares.items()}
-                        for side in ("new", "old")
-                    },
-                )
-        return made
-
-
-def tables(runs, title):
-    """The lines of the Markdown tables, and all of it as data."""
-    rows, names = runs.rows(), runs.study.counted
-    if not rows:
-        return [f"{title}: nothing judged yet"], {}
-    first = next(iter(rows))
-    shares, results = rows[first]
-    arm = first
-    start = {
-        side: counted([runs.result(arm, next(iter(shares)), f"test-{side}", 0.0)], names).map for side in ("new", "old")
+def steps(chosen):
+    """By name of a step: whether statistics are left alone, and the share."""
+    both = int(chosen[1, 0, 1] > chosen[0, 0, 1])
+    return {
+        "": (0, 1.0),
+        " + step": (0, chosen[0, 0, 0]),
+        f" + step, retain_drop={DROP}": (0, chosen[0, 1, 0]),
+        " + step, statistics left": (1, chosen[1, 0, 0]),
+        " + step, val decides on statistics": (both, chosen[both, 0, 0]),
+        " at 0.5": (0, 0.5),
+        " at 0.5, statistics left": (1, 0.5),
     }
-    content = {"start": start, "rows": {}}
-    lines = [title, "", "| | seeds | share | new camera | change to stock | old camera | change to stock |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    lines += [f"| the old detector | | | {start['new']:.4f} | | {start['old']:.4f} | |"]
-    for name, (taken, found) in rows.items():
-        both = [seed for seed in taken if seed in shares]
-        cells = {
-            side: compare([found[side][seed] for seed in both], [results[side][seed] for seed in both], names)
-            for side in ("new", "old")
-        }
-        content["rows"][name] = {"shares": taken, **cells}
-        given = sorted(set(taken.values()))
-        label = f"{given[0]:g}" if len(given) == 1 else " ".join(f"{share:g}" for share in taken.values())
-        text = [f"{each['map']:.4f} | {'' if name == first else interval(each)}" for each in cells.values()]
-        lines.append(f"| {name} | {len(both)} | {label} | {' | '.join(text)} |")
-    for step in (f"{first} + step", f"{first} at 0.5"):
-        lines += ["", f"{step} against each control (mean over the seeds both have)", ""]
-        lines += ["| control | seeds | new camera | old camera |", "| --- | --- | --- | --- |"]
-        taken, found = rows[step]
-        for name, (given, other) in rows.items():
-            both = [seed for seed in taken if seed in given]
-            if name.startswith(first) or name.endswith("at 0.5") or not both:
-                continue
-            cells = [
-                interval(compare([found[side][seed] for seed in both], [other[side][seed] for seed in both], names))
-                for side in ("new", "old")
-            ]
-            lines.append(f"| {name} | {len(both)} | {' | '.join(cells)} |")
-    return lines, content
 
 
-def curves(runs):
+def change(mine, theirs):
+    """The paired differences of rows, over the seeds that both have, for each camera."""
+    both = [seed for seed in mine if seed in theirs]
+    drawn = np.stack([mine[seed][1] - theirs[seed][1] for seed in both])
+    return len(both), [str(paired(drawn[:, side])) for side in range(len(SIDES))]
+
+
+def tables(measured, camera, arms, seeds):
+    """The lines of the Markdown tables."""
+    found = rows(measured, camera, arms, seeds)
+    if not found:
+        yield "nothing judged yet"
+        return
+    first = next(iter(found))
+    seed = next(iter(found[first]))
+    start = measured[f"{camera} {first} {seed}"][0, -1, :, 0]
+    yield "| | seeds | share | new camera | change to stock | old camera | change to stock |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    yield f"| the old detector | | | {start[0]:.4f} | | {start[1]:.4f} | |"
+    for name, mine in found.items():
+        _, changes = change(mine, found[first])
+        shares = [share for share, _ in mine.values()]
+        label = " ".join(f"{share:g}" for share in (shares if len(set(shares)) > 1 else shares[:1]))
+        means = np.mean([drawn[:, 0] for _, drawn in mine.values()], axis=0)
+        cells = [f"{mean:.4f} | {'' if name == first else each}" for mean, each in zip(means, changes)]
+        yield f"| {name} | {len(mine)} | {label} | {' | '.join(cells)} |"
+    for step in (f"{first} + step", f"{first} + step, val decides on statistics"):
+        yield from ("", f"{step} against each control (over the seeds both have)", "")
+        yield "| control | seeds | new camera | old camera |"
+        yield "| --- | --- | --- | --- |"
+        for name, theirs in found.items():
+            if not name.startswith(first) and " at 0.5" not in name:
+                number, changes = change(found[step], theirs)
+                yield f"| {name} | {number} | {' | '.join(changes)} |"
+
+
+def curves(measured, camera, arms, seeds):
+    """By arm: how many seeds, and mAP10 by statistics (moved, left), share and camera, shape (2, shares, 2)."""
+    found = {}
+    for arm in arms:
+        done = [measured[key][..., 0] for key in (f"{camera} {arm} {seed}" for seed in seeds) if key in measured]
+        if done:
+            found[arm] = len(done), np.mean(done, axis=0)
+    return found
+
+
+def curve_table(found):
     """The lines of a table of mAP by share, mean over seeds."""
-    lines = ["| arm | camera | " + " | ".join(f"{share:g}" for share in SHARES) + " |"]
-    lines += ["| --- " * (len(SHARES) + 2) + "|"]
-    drawn = {}
-    for arm, seeds in runs.seeds.items():
-        for side in ("new", "old") if seeds else ():
-            by_share = [
-                counted([runs.result(arm, seed, f"test-{side}", share) for seed in seeds], runs.study.counted).map
-                for share in SHARES
-            ]
-            drawn[arm, side] = by_share
-            lines.append(
-                f"| {arm} ({len(seeds)} seeds) | {side} | " + " | ".join(f"{each:.4f}" for each in by_share) + " |"
-            )
-    return lines, drawn
-
-
-def interval(each):
-    return f"{each['gain']:+.4f} [{each['low']:+.4f}, {each['high']:+.4f}]"
+    yield "| arm | statistics | camera | " + " | ".join(f"{share:g}" for share in SHARES) + " |"
+    yield "| --- " * (len(SHARES) + 3) + "|"
+    for arm, (seeds, means) in found.items():
+        for left, word in enumerate(("moved", "left")):
+            for side, name in enumerate(SIDES):
+                values = means[left, : len(SHARES) - left, side]
+                cells = " | ".join(f"{each:.4f}" for each in values)
+                yield f"| {arm} ({seeds} seeds) | {word} | {name} | {cells} |{' |' * left}"
 
 
 def draw(drawn, path, title):
@@ -430,16 +400,18 @@ def draw(drawn, path, title):
 
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#7B3294")
     figure, axis = new_figure(1, 1, (7.4, 5.2), grid="both")
-    arms = list(dict.fromkeys(arm for arm, _ in drawn))
-    for arm, colour in zip(arms, palette * 2):
-        new, old = drawn[arm, "new"], drawn[arm, "old"]
+    for (arm, (_, means)), colour in zip(drawn.items(), palette * 2):
+        new, old = means[0].T
+        axis.plot(*means[1, :-1].T[::-1], color=colour, marker=".", linewidth=1.0, linestyle="--")
         axis.plot(old, new, color=colour, marker=".", linewidth=1.3, label=arm)
         axis.plot(old[0], new[0], color=colour, marker="o", markersize=8)
-    axis.plot(drawn[arms[0], "old"][-1], drawn[arms[0], "new"][-1], "k*", markersize=13, label="the old detector")
+    axis.plot(old[-1:], new[-1:], "k*", markersize=13, label="the old detector")
     axis.set_xlabel("mAP10 on test images of the old camera")
     axis.set_ylabel("mAP10 on test images of the new camera")
     axis.set_title(
-        f"{title}\nlarge dot: as trained; small dots: shares {', '.join(f'{s:g}' for s in SHARES[1:])}", fontsize=10
+        f"{title}\nlarge dot: as trained; small dots: shares {', '.join(f'{s:g}' for s in SHARES[1:])}; "
+        "dashed: BatchNorm statistics left",
+        fontsize=9,
     )
     axis.legend(fontsize=8, frameon=False)
     return save_figure(figure, path)
@@ -453,13 +425,13 @@ def main():
     parser.add_argument("--arms", help=f"with commas, of {','.join(ARMS)}")
     parser.add_argument("--seeds", help="with commas; 0 to 4 for digits and 0,1,2 for voc if not given")
     parser.add_argument("--out", default="runs/toward")
-    parser.add_argument("--no-train", action="store_true", help="judge and print what is there")
-    parser.add_argument("--no-judge", action="store_true", help="print what was judged")
+    parser.add_argument("--measured", help="file of what runs came to; measured/toward-DATA.npz beside this script")
+    parser.add_argument("--print", action="store_true", help="only what was measured")
     options = parser.parse_args()
     if options.data == "voc":
-        if options.shared is None:
+        if options.shared is None and not options.print:
             parser.error("--data voc needs --shared, a folder with data/VOCdevkit and weights")
-        shared = Path(options.shared).expanduser().resolve()
+        shared = Path(options.shared or ".").expanduser().resolve()
         study = Voc(shared / "data" / "VOCdevkit", shared / "weights" / "voc_yolov5nu.pt")
     else:
         study = Digits(DEVKIT, DETECTOR)
@@ -470,32 +442,34 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     keep_ultralytics_here(out / "settings")
     torch.set_num_threads(1)
+    measured = Measured(Path(options.measured or MEASURED / f"toward-{options.data}.npz"))
+    for seed in () if options.print else seeds:
+        for camera in cameras:
+            measure(study, camera, seed, arms, out, measured)
     for camera in cameras:
-        for seed in seeds:
-            folders = {arm: out / "runs" / f"{camera}-{arm}-{seed}" for arm in arms}
-            if options.no_train:
-                folders = {arm: folder for arm, folder in folders.items() if (folder / "done").exists()}
-            if folders:
-                data = prepare(study, out / "data" / f"{camera}{seed}", camera, seed)
-                old = prepare(study, out / "data" / f"{study.old_camera}{seed}", study.old_camera, seed + 100)
-            judge = None
-            for arm, folder in folders.items():
-                if not (folder / "done").exists():
-                    train(study, arm, seed, data, old, folder)
-                kept = out / "judged" / folder.name
-                if not options.no_judge and not (kept / "done").exists():
-                    judge = judge or Judge(study, data, old)
-                    judge.along(folder / "weights" / "best.pt", kept)
-        judged = Runs(study, out / "judged", camera, arms, seeds)
-        title = f"{options.data}, camera {camera}: {study.weights.stem}, {study.imgsz} px, VOC mAP10 of the test images"
-        lines, content = tables(judged, title)
-        shares, drawn = curves(judged)
-        print("\n".join(["", *lines, "", *shares]))
-        if drawn:
-            draw(drawn, out / f"{options.data}-{camera}.png", f"{options.data}, camera {camera}")
-        with written_whole(out / f"{options.data}-{camera}.json") as temporary:
-            curve = {f"{arm} {side}": values for (arm, side), values in drawn.items()}
-            temporary.write_text(json.dumps({**content, "shares": SHARES, "curves": curve}, indent=2))
+        print(f"\n{options.data}, camera {camera}: {study.weights.stem}, {study.imgsz} px, mAP10 of the test images\n")
+        print("\n".join(tables(measured, camera, arms, seeds)))
+        if found := curves(measured, camera, arms, seeds):
+            print("\n".join(["", *curve_table(found)]))
+            draw(found, out / f"{options.data}-{camera}.png", f"{options.data}, camera {camera}")
+
+
+def measure(study, camera, seed, arms, out, measured):
+    """Make the trainings of a camera and seed that were not measured yet, and judge them."""
+    left = [arm for arm in arms if f"{camera} {arm} {seed}" not in measured]
+    if not left:
+        return
+    data = prepare(study, out / "data" / f"{camera}{seed}", camera, seed)
+    old = prepare(study, out / "data" / f"{study.old_camera}{seed}", study.old_camera, seed + 100)
+    judge = Judge(study, data, old)
+    for arm in left:
+        folder = out / "runs" / f"{camera}-{arm}-{seed}"
+        if not (folder / "done").exists():
+            train(study, arm, seed, data, old, folder)
+        by_share, chosen = judge.along(folder / "weights" / "best.pt")
+        measured[f"{camera} {arm} {seed} chosen"] = chosen
+        measured[f"{camera} {arm} {seed}"] = by_share
+        print(f"measured {camera} {arm} {seed}", flush=True)
 
 
 if __name__ == "__main__":
