@@ -16,6 +16,13 @@ from yolo_os.voc import Annotations, Detections, VOCResult, dataset_for, evaluat
 DETECTOR = resource("data/digits/detector.pt")
 DEVKIT = resource("data/digits/VOCdevkit")
 SOLID = ("car", "person", "cat", "train", "bus")  # the classes with solid counts in the VOC images at hand
+# Architecture files of Ultralytics, by family.
+FAMILIES = {
+    "yolov5": "v5/yolov5.yaml",
+    "yolov8": "v8/yolov8.yaml",
+    "yolo11": "11/yolo11.yaml",
+    "yolo26": "26/yolo26.yaml",
+}
 PLAIN = {"device": "cpu", "workers": 0, "amp": False, "plots": False, "verbose": False}  # of a training
 
 
@@ -36,6 +43,20 @@ def digits_training() -> dict[str, Any]:
 
     data = dataset_for(DEVKIT, classes=class_names_of(load_checkpoint(DETECTOR).model))
     return {"data": str(data), "imgsz": 160, "batch": 16, "nbs": 16, "fliplr": 0.0, "warmup_epochs": 0, **PLAIN}
+
+
+def small_architecture(family: str, folder: Path) -> Path:
+    """The YAML of a family at half the width of its nano scale, ten classes, written into a folder."""
+    import ultralytics
+    import yaml
+
+    shipped = Path(ultralytics.__file__).parent / "cfg" / "models" / FAMILIES[family]
+    described = yaml.safe_load(shipped.read_text())
+    described["scales"] = {"n": [0.33, 0.125, 512]}
+    described["nc"] = 10
+    path = folder / f"{family}n.yaml"
+    path.write_text(yaml.safe_dump(described))
+    return path
 
 
 def squared_norm(model: Any) -> float:

@@ -23,32 +23,12 @@ import time
 from pathlib import Path
 
 import torch
-from common import DETECTOR, DEVKIT, digits_training, keep_ultralytics_here
+from common import DETECTOR, DEVKIT, digits_training, keep_ultralytics_here, small_architecture
 
 from yolo_os.files import write_json
 
-FAMILIES = {
-    "yolov5": "v5/yolov5.yaml",
-    "yolov8": "v8/yolov8.yaml",
-    "yolo11": "11/yolo11.yaml",
-    "yolo26": "26/yolo26.yaml",
-}
 STRENGTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
 IMAGES, SIZE = 16, 96
-
-
-def small_architecture(family, folder):
-    """The YAML of a family at half the width of its nano scale, ten classes."""
-    import ultralytics
-    import yaml
-
-    shipped = Path(ultralytics.__file__).parent / "cfg" / "models" / FAMILIES[family]
-    described = yaml.safe_load(shipped.read_text())
-    described["scales"] = {"n": [0.33, 0.125, 512]}
-    described["nc"] = 10
-    path = folder / f"{family}n.yaml"
-    path.write_text(yaml.safe_dump(described))
-    return path
 
 
 def checkpoints(family, options):
