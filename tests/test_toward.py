@@ -14,7 +14,7 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.voc import evaluate_voc
 from yolo_os.heads import prediction_layers
 from yolo_os.plots.toward import plot_shares
-from yolo_os.toward import Judged, Origin, choose, line_to, move_toward_, named_tensors
+from yolo_os.toward import STAY, Judged, Origin, Step, choose, line_to, move_toward_, named_tensors
 
 CLASSES = tuple("abcdefghij")
 
@@ -67,7 +67,7 @@ def result(hits, images=200, seed=None):
     """VOC figures of one box on each image, found on a share `hits` of them."""
     order = np.arange(images) if seed is None else np.random.default_rng(seed).permutation(images)
     found = order[: round(hits * images)]
-    boxes = np.tile([0.0, 0.0, 9.0, 9.0], (images, 1))
+    boxes = np.tile([1.0, 1.0, 10.0, 10.0], (images, 1))
     scores = np.full(len(found), 0.5)
     every = np.arange(images)
     return evaluate_voc(
@@ -82,7 +82,7 @@ def judged(**maps):
     for name, values in maps.items():
         new, *old = values if isinstance(values, tuple) else (values,)
         share = float(name[1:]) / 10
-        table[share] = {"new": Judged(result(new)), **({"old": Judged(result(old[0]))} if old else {})}
+        table[Step(share)] = {"new": Judged(result(new)), **({"old": Judged(result(old[0]))} if old else {})}
     return table
 
 
@@ -103,13 +103,44 @@ def test_the_ends_are_bit_for_bit_the_model_and_the_origin(model, start):
 
 def test_statistics_can_stay_while_the_weights_move(model, start):
     before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
-    report = move_toward_(line_to(model, origin_of(start), statistics=False), judge_that_takes(0.5), shares=[0.5])
+    report = move_toward_(line_to(model, origin_of(start)), judge_that_takes(0.5), shares=[0.5], statistics=False)
     statistics = {name for name in before if name.endswith(("running_mean", "running_var"))}
     changed = {name for name, tensor in named_tensors(model).items() if not torch.equal(tensor, before[name])}
     assert statistics and changed and not changed & statistics
     assert {each.name for each in report.stayed if "BatchNorm statistics stay" in each.reason} == statistics
-    assert [trial.share for trial in report.tried] == [1.0, 0.5]  # no share is the origin then
-    assert any("the origin itself was not judged" in warning for warning in report.warnings)
+    assert [trial.share for trial in report.tried] == [1.0, 0.5, 0.0]
+    assert not report.statistics and not report.otherwise
+    assert "BatchNorm statistics left as trained" in report.verdict
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_what_the_images_say_of_the_statistics_is_done(model, start, moved):
+    """Both ways are judged at every share; where they do equally well, the statistics move."""
+    names = {name for name in named_tensors(model) if name.endswith(("running_mean", "running_var"))}
+    before = {name: named_tensors(model)[name].clone() for name in names}
+
+    def judge():
+        now = named_tensors(model)
+        left = all(torch.equal(now[name], before[name]) for name in names)
+        weights_moved = not torch.equal(now["model.0.conv.weight"], kept)
+        return {"new": Judged(result(0.3 if not weights_moved else 0.5 if left == moved else 0.8))}
+
+    kept = named_tensors(model)["model.0.conv.weight"].clone()
+    report = move_toward_(line_to(model, origin_of(start)), judge, shares=[0.8, 0.5])
+    assert (report.share, report.statistics) == (0.5, moved)
+    assert [trial.share for trial in report.tried] == [1.0, 0.8, 0.5, 0.0]
+    assert [(trial.share, trial.statistics) for trial in report.otherwise] == [(0.8, not moved), (0.5, not moved)]
+    changed = {name for name in names if not torch.equal(named_tensors(model)[name], before[name])}
+    assert changed == (names if moved else set())
+    assert {each.name for each in report.moved} & names == (names if moved else set())
+    content = report.to_dict()["toward"]
+    assert (content["statistics"], len(content["tried"]), len(content["otherwise"])) == (moved, 4, 2)
+
+
+def test_of_two_ways_that_do_equally_well_the_statistics_move():
+    table = {STAY: {"new": Judged(result(0.3))}}
+    table |= {Step(0.5, way): {"new": Judged(result(0.6))} for way in (True, False)}
+    assert choose(table)[0] == Step(0.5)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5])
@@ -253,7 +284,7 @@ def test_an_origin_that_does_not_belong_is_refused_in_a_line(model, start, case)
 
 def test_nothing_moves_where_staying_is_best(model, start):
     before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
-    looks = iter([0.8, 0.7, 0.6, 0.5])
+    looks = iter([0.8, 0.7, 0.6, 0.7, 0.6, 0.5])
     report = move_toward_(
         line_to(model, origin_of(start)), lambda: {"new": Judged(result(next(looks)))}, shares=[0.8, 0.5]
     )
@@ -265,38 +296,38 @@ def test_nothing_moves_where_staying_is_best(model, start):
 
 
 def test_without_any_lead_nothing_moves():
-    assert choose(judged(s10=0.5, s5=0.5, s2=0.5))[0] == 1
-    assert choose(judged(s10=0.0, s5=0.0, s2=0.0))[0] == 1
-    assert choose(judged(s10=0.5, s5=0.51, s2=0.4))[0] == 0.5
+    assert choose(judged(s10=0.5, s5=0.5, s2=0.5))[0].share == 1
+    assert choose(judged(s10=0.0, s5=0.0, s2=0.0))[0].share == 1
+    assert choose(judged(s10=0.5, s5=0.51, s2=0.4))[0].share == 0.5
 
 
 def test_the_largest_step_within_one_standard_error_of_the_best():
     table = judged(s10=0.40, s8=0.70, s5=0.69, s2=0.50, s0=0.95)
-    table[0.5] = {"new": Judged(result(0.69, seed=1))}  # on other images than 0.8 finds, so 0.01 may be chance
-    share, why = choose(table)
-    assert share == 0.5
+    table[Step(0.5)] = {"new": Judged(result(0.69, seed=1))}  # on other images than 0.8 finds, so 0.01 may be chance
+    step, why = choose(table)
+    assert step.share == 0.5
     assert "within one standard error of the best" in why
-    assert choose(judged(s10=0.40, s8=0.70, s5=0.50, s2=0.30, s0=0.2))[0] == 0.8
+    assert choose(judged(s10=0.40, s8=0.70, s5=0.50, s2=0.30, s0=0.2))[0].share == 0.8
 
 
 def test_the_origin_itself_is_never_taken():
-    assert choose(judged(s10=0.40, s5=0.50, s0=0.90))[0] == 0.5
+    assert choose(judged(s10=0.40, s5=0.50, s0=0.90))[0].share == 0.5
 
 
 def test_retained_data_decide_only_where_a_drop_is_given():
     table = judged(s10=(0.60, 0.3), s8=(0.80, 0.5), s5=(0.60, 0.7), s2=(0.50, 0.78), s0=(0.3, 0.8))
-    assert choose(table)[0] == 0.8
-    assert choose(table, retain_drop=0.5)[0] == 0.8
-    assert choose(table, retain_drop=0.15)[0] == 0.5
-    assert choose(table, retain_drop=0.05)[0] == 0.2  # although it costs mAP on the new data: staying is out
-    share, why = choose(table, retain_drop=0.01)
-    assert share == 1
+    assert choose(table)[0].share == 0.8
+    assert choose(table, retain_drop=0.5)[0].share == 0.8
+    assert choose(table, retain_drop=0.15)[0].share == 0.5
+    assert choose(table, retain_drop=0.05)[0].share == 0.2  # although it costs mAP on the new data: staying is out
+    step, why = choose(table, retain_drop=0.01)
+    assert step.share == 1
     assert "every share loses more than retain_drop=0.01" in why
 
 
 def test_no_objects_no_choice():
     nothing = Judged(evaluate_voc([], [], [], [], [], [], [], [], 1, images=[0, 1]))
-    assert choose({1.0: {"new": nothing}, 0.5: {"new": nothing}})[0] == 1
+    assert choose({STAY: {"new": nothing}, Step(0.5): {"new": nothing}})[0].share == 1
 
 
 @pytest.mark.parametrize("shares", [[], [0.0], [1.0], [1.5], [True], ["half"]])
@@ -323,8 +354,9 @@ def test_an_interruption_puts_the_weights_back(model, start):
 
 
 def test_the_report_says_all_of_it(model, start, tmp_path):
-    table = {1.0: (0.4, 0.3), 0.8: (0.7, 0.5), 0.5: (0.5, 0.6), 0.0: (0.2, 0.8)}
-    looks = iter(table.values())
+    looks = iter(
+        [(0.4, 0.3), (0.7, 0.5), (0.5, 0.6), (0.6, 0.5), (0.5, 0.6), (0.2, 0.8)]
+    )  # the fourth: statistics left
 
     def judge():
         new, old = next(looks)
@@ -356,6 +388,7 @@ def test_the_report_says_all_of_it(model, start, tmp_path):
     assert content["unused"]["map"] == pytest.approx(0.35)
     text = str(report)
     assert "<- taken" in next(row for row in text.splitlines() if row.startswith("   0.8"))
+    assert text.index("BatchNorm statistics moved") < text.index("<- taken") < text.index("BatchNorm statistics left")
     assert "On 200 val images that no decision used, mAP 0.2000 -> 0.3500" in report.verdict
     assert "old.yaml 0.3000 -> 0.5000" in report.verdict
     assert "1 classes have too few val boxes" in text

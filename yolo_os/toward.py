@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,27 +69,47 @@ class Line:
     source: str
     complete: bool
 
-    def values(self, share: float) -> dict[str, Tensor]:
-        """The weights at a share of the way: bit for bit the model's at 1 and the origin's at 0."""
+    @property
+    def has_statistics(self) -> bool:
+        """Whether BatchNorm statistics are on it."""
+        return any(map(_is_statistic, self.tensors))
+
+    def values(self, share: float, statistics: bool = True) -> dict[str, Tensor]:
+        """The weights at a share of the way: bit for bit the model's at 1 and the origin's at 0.
+
+        Args:
+            share: of the way from the origin to the model.
+            statistics: whether BatchNorm statistics are among them.
+        """
+        names = [name for name in self.tensors if statistics or not _is_statistic(name)]
         if share == 1:
-            return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+            return {name: self.tensors[name].detach().clone() for name in names}
         if share == 0:
-            return dict(self.origin)
-        return {name: _between(self.origin[name], tensor, share) for name, tensor in self.tensors.items()}
+            return {name: self.origin[name] for name in names}
+        return {name: _between(self.origin[name], self.tensors[name], share) for name in names}
 
     def distances(self) -> dict[str, float]:
         """How far each tensor is from its counterpart, now."""
         return {name: _distance(tensor, self.origin[name]) for name, tensor in self.tensors.items()}
 
 
-def line_to(model: nn.Module, origin: Origin, task: str | None = None, statistics: bool = True) -> Line:
+class Step(NamedTuple):
+    """What may be left of the way from the origin, and whether BatchNorm statistics go it too or stay as trained."""
+
+    share: float
+    statistics: bool = True
+
+
+STAY, ORIGIN = Step(1.0), Step(0.0)
+
+
+def line_to(model: nn.Module, origin: Origin, task: str | None = None) -> Line:
     """What of a model can move towards an origin, and between which ends.
 
     Args:
         model: the bare model (see `heads.unwrap`), not fused.
         origin: of the same architecture; its head may be one for other classes.
         task: of the model; compared with the origin's where given.
-        statistics: whether BatchNorm statistics move with the weights, or stay as the training left them.
 
     Raises:
         UserError: if the two do not belong together, or their weights are the same or not finite.
@@ -122,8 +142,6 @@ def line_to(model: nn.Module, origin: Origin, task: str | None = None, statistic
         end = end.detach().to(tensor)
         if torch.equal(end, tensor):
             stayed.append(StayedTensor(name, "it did not change in the training", 0.0))
-        elif _is_statistic(name) and not statistics:
-            stayed.append(StayedTensor(name, "BatchNorm statistics stay, as asked for", _distance(tensor, end)))
         else:
             tensors[name], ends[name] = tensor, end
     if not tensors:
@@ -162,6 +180,7 @@ def move_toward_(
     judge: Judging,
     *,
     shares: Sequence[float] = SHARES,
+    statistics: bool | None = None,
     retain_drop: float | None = None,
     precision: torch.dtype | None = None,
     progress: Progress = silent,
@@ -174,81 +193,89 @@ def move_toward_(
         judge: judges the weights in place: the new data first, then retained sets, by name. Its images must be none
             that the training learned from.
         shares: between 0 and 1; 1 is always judged, and 0 where the line ends at the origin.
+        statistics: whether BatchNorm statistics move too; None: both are judged at every share.
         retain_drop: see `choose`.
         precision: see `Weights`.
-        progress: wraps the shares, with a title, to show a progress bar.
+        progress: wraps the steps, with a title, to show a progress bar.
         warnings: what the caller knows already.
 
     Raises:
         UserError: for shares that are none.
     """
     shares = check_shares(shares)
+    ways = [True, False] if statistics is None else [statistics]
+    steps = [Step(share, way) for way in (ways if line.has_statistics else [True]) for share in shares]
     weights = Weights(line.tensors, precision)
     before = line.distances()
     with weights.put_back_on_error():
-        ends = [0.0] if line.complete else []
         judged = {
-            share: weights.measure(line.values(share), judge) for share in progress([1.0, *shares, *ends], "shares")
+            step: weights.measure(line.values(*step), judge)
+            for step in progress([STAY, *steps, *([ORIGIN] if line.complete else [])], "shares")
         }
-        share, reason = choose(judged, retain_drop)
-        if share != 1:
-            weights.write_(line.values(share))
+        taken, reason = choose(judged, retain_drop)
+        if taken != STAY:
+            weights.write_(line.values(*taken))
     after = line.distances()
-    moved = [MovedTensor(name, before[name], after[name]) for name in line.tensors] if share != 1 else []
-    stayed = [*line.stayed]
-    if share == 1:
-        stayed += [StayedTensor(name, "staying is best", before[name]) for name in line.tensors]
-    stay, taken = (next(iter(judged[each].values())) for each in (1.0, share))
+    moved = [] if taken == STAY else list(line.values(*taken))
+    why = "staying is best" if taken == STAY else "BatchNorm statistics stay as the training left them"
+    stayed = [StayedTensor(name, why, before[name]) for name in line.tensors if name not in moved]
     unused = None
-    if stay.unused is not None and taken.unused is not None:
-        unused = stay.unused.map, Figure(taken.unused.map, _gain(stay.unused, taken.unused), None)
+    stay, now = (next(iter(judged[each].values())) for each in (STAY, taken))
+    if stay.unused is not None and now.unused is not None:
+        unused = stay.unused.map, Figure(now.unused.map, _gain(stay.unused, now.unused), None)
     distance = _relative(line, {name: value for name, value in before.items() if not _is_statistic(name)})
+    trials = {step: _trial(step, step.share * distance, judged[step], judged[STAY]) for step in judged}
+    ends = (STAY, ORIGIN)
+    way = taken.statistics if taken != STAY or True in ways else False
     return TowardReport(
-        share,
+        taken.share,
+        way,
         reason,
-        tuple(_trial(each, each * distance, judged[each], judged[1.0]) for each in judged),
-        tuple(moved),
-        tuple(stayed),
+        tuple(trials[each] for each in trials if each in ends or each.statistics == way),
+        tuple(trials[each] for each in trials if each not in ends and each.statistics != way),
+        tuple(MovedTensor(name, before[name], after[name]) for name in moved),
+        (*line.stayed, *stayed),
         tuple(_parts(line, before, after)),
         line.source,
-        {name: len(each.result.matches.image_ids) for name, each in judged[1.0].items()},
+        {name: len(each.result.matches.image_ids) for name, each in judged[STAY].items()},
         unused,
         0 if stay.unused is None else len(stay.unused.matches.image_ids),
         retain_drop,
         str(precision or next(iter(line.tensors.values())).dtype).removeprefix("torch."),
-        (*warnings, *_warnings(judged, share, line)),
+        (*warnings, *_warnings(judged, taken, line)),
     )
 
 
-def choose(judged: Mapping[float, Mapping[str, Judged]], retain_drop: float | None = None) -> tuple[float, str]:
-    """Which share to take, and why: the largest step within one standard error of the best.
+def choose(judged: Mapping[Step, Mapping[str, Judged]], retain_drop: float | None = None) -> tuple[Step, str]:
+    """Which step to take, and why: the largest within one standard error of the best.
 
-    The best is the share of the highest mAP on the new data; where that is the model as it is, nothing moves. Its lead
-    need not be beyond chance: a step is no risk that evidence has to outweigh, it is the smaller change (docs/toward.md
-    has what a stricter rule gives away). Of the shares whose mAP lies at most one standard error of the paired
-    difference below the best, the smallest is taken: the nearest to the origin of those that serve as well. The origin
-    itself, share 0, is judged for comparison and never taken.
+    The best is that of the highest mAP on the new data; where that is the model as it is, nothing moves. Its lead need
+    not be beyond chance: a step is no risk that evidence has to outweigh, it is the smaller change (docs/toward.md has
+    what a stricter rule gives away). Of the steps whose mAP lies at most one standard error of the paired difference
+    below the best, that of the smallest share is taken: the nearest to the origin of those that serve as well. The
+    origin itself, share 0, is judged for comparison and never taken.
 
     Args:
-        judged: by share, 1 among them, what each set of images says: the new data first, then retained sets.
-        retain_drop: most mAP that may be lost on any retained set, against the best share there; shares that lose
-            more, staying included, are out. None: retained sets decide nothing.
+        judged: by step, `STAY` among them, what each set of images says: the new data first, then retained sets.
+        retain_drop: most mAP that may be lost on any retained set, against the best step there; steps that lose more,
+            staying included, are out. None: retained sets decide nothing.
     """
-    new = next(iter(judged[1.0]))
-    score = {share: each[new].result.map for share, each in judged.items()}
-    if math.isnan(score[1.0]):
-        return 1.0, "the images that decide hold no objects, so there is no mAP to judge by"
-    allowed = [share for share in judged if share != 0 and _retains(judged, share, retain_drop)]
+    new = next(iter(judged[STAY]))
+    score = {step: each[new].result.map for step, each in judged.items()}
+    if math.isnan(score[STAY]):
+        return STAY, "the images that decide hold no objects, so there is no mAP to judge by"
+    allowed = [step for step in judged if step.share != 0 and _retains(judged, step, retain_drop)]
     if not allowed:
-        return 1.0, f"every share loses more than retain_drop={retain_drop:g} on a retained set"
-    best = max(allowed, key=lambda share: (score[share], -share))
-    if 1.0 in allowed and score[best] <= score[1.0]:
-        return 1.0, "no share beats staying on the val images"
-    near = [share for share in allowed if share < best and _within_error(judged[share][new], judged[best][new])]
-    kept = " of those that keep the retained sets" if len(allowed) < sum(share != 0 for share in judged) else ""
+        return STAY, f"every share loses more than retain_drop={retain_drop:g} on a retained set"
+    best = max(allowed, key=lambda step: (score[step], -step.share))
+    if STAY in allowed and score[best] <= score[STAY]:
+        return STAY, "no share beats staying on the val images"
+    near = [step for step in allowed if step.share < best.share and _within_error(judged[step][new], judged[best][new])]
+    kept = " of those that keep the retained sets" if len(allowed) < sum(step.share != 0 for step in judged) else ""
     if not near:
         return best, f"the best on the val images{kept}"
-    return min(near), f"the largest step within one standard error of the best{kept} ({best:g})"
+    taken = min(near, key=lambda step: (step.share, -score[step]))
+    return taken, f"the largest step within one standard error of the best{kept} ({best.share:g})"
 
 
 def check_shares(shares: Sequence[float]) -> list[float]:
@@ -376,35 +403,35 @@ def _within_error(judged: Judged, best: Judged) -> bool:
     return lost.value <= lost.stderr
 
 
-def _retains(judged: Mapping[float, Mapping[str, Judged]], share: float, drop: float | None) -> bool:
-    """Whether a share loses no more than `drop` mAP on any retained set, against the best share there."""
-    _, *retained = judged[share]
+def _retains(judged: Mapping[Step, Mapping[str, Judged]], step: Step, drop: float | None) -> bool:
+    """Whether a step loses no more than `drop` mAP on any retained set, against the best step there."""
+    _, *retained = judged[step]
     if drop is None:
         return True
     return all(
-        judged[share][name].result.map >= max(each[name].result.map for each in judged.values()) - drop
+        judged[step][name].result.map >= max(each[name].result.map for each in judged.values()) - drop
         for name in retained
     )
 
 
-def _trial(share: float, distance: float, judged: Mapping[str, Judged], stay: Mapping[str, Judged]) -> ShareTrial:
+def _trial(step: Step, distance: float, judged: Mapping[str, Judged], stay: Mapping[str, Judged]) -> ShareTrial:
     figures = [
-        Figure(each.result.map, None if share == 1 else _gain(stay[name].result, each.result), each.loss)
+        Figure(each.result.map, None if step == STAY else _gain(stay[name].result, each.result), each.loss)
         for name, each in judged.items()
     ]
-    return ShareTrial(share, distance, figures[0], dict(zip([*judged][1:], figures[1:])))
+    return ShareTrial(step.share, step.statistics, distance, figures[0], dict(zip([*judged][1:], figures[1:])))
 
 
-def _warnings(judged: Mapping[float, Mapping[str, Judged]], share: float, line: Line) -> Iterator[str]:
-    new = next(iter(judged[1.0]))
-    images = len(judged[1.0][new].result.matches.image_ids)
-    if judged[1.0][new].unused is None:
+def _warnings(judged: Mapping[Step, Mapping[str, Judged]], taken: Step, line: Line) -> Iterator[str]:
+    new = next(iter(judged[STAY]))
+    images = len(judged[STAY][new].result.matches.image_ids)
+    if judged[STAY][new].unused is None:
         yield f"the figures are of the {images} val images that the share was chosen on: too few to set some apart"
-    for name, each in judged[1.0].items():
+    for name, each in judged[STAY].items():
         if each.rare:
             some = ", ".join(each.rare[:3]) + (", ..." if len(each.rare) > 3 else "")
             yield f"{len(each.rare)} classes have too few val boxes in the {name} data to count in mAP: {some}"
     if not line.complete:
         yield "a part of the model stays as trained, so the origin itself was not judged: see what is unchanged"
-    elif judged[0.0][new].result.map > judged[share][new].result.map:
+    elif judged[ORIGIN][new].result.map > judged[taken][new].result.map:
         yield "the origin itself does better on the val images than what was taken: did this training teach anything?"

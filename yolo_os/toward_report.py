@@ -11,6 +11,8 @@ from typing import Any
 from yolo_os.evaluation.bootstrap import Difference
 from yolo_os.files import write_json
 
+_WAYS = {True: "BatchNorm statistics moved with the weights", False: "BatchNorm statistics left as trained"}
+
 
 @dataclass(frozen=True)
 class MovedTensor:
@@ -57,12 +59,14 @@ class ShareTrial:
 
     Attributes:
         share: of the way from the origin to the model.
+        statistics: whether BatchNorm statistics go it too, or stay as the training left them.
         distance: of the parameters to the origin, relative to the norm of the origin's.
         new: figures on the data that the model was trained for.
         retained: figures on each set that must not get worse, by name.
     """
 
     share: float
+    statistics: bool
     distance: float
     new: Figure
     retained: dict[str, Figure] = field(default_factory=dict)
@@ -70,7 +74,8 @@ class ShareTrial:
     def to_dict(self) -> dict[str, Any]:
         """The figures on the new data beside the share; those on retained sets under `retained`."""
         retained = {name: figure.to_dict() for name, figure in self.retained.items()}
-        return {"share": self.share, **self.new.to_dict(), "distance": self.distance, "retained": retained}
+        where = {"share": self.share, "statistics": self.statistics}
+        return {**where, **self.new.to_dict(), "distance": self.distance, "retained": retained}
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,11 @@ class TowardReport:
 
     Attributes:
         share: what is left of the way that the training went; 1: nothing moved.
+        statistics: whether BatchNorm statistics moved too, or stay as the training left them.
         reason: why this share.
-        tried: all shares judged, from 1 down; 0 is the origin itself, judged where all of the model can move.
+        tried: the shares judged in that way, from 1 down; 0 is the origin itself, judged where all of the model can
+            move.
+        otherwise: those judged in the other way of treating the statistics, if both were.
         moved, stayed: every tensor of the model.
         parts: the moved ones, summed up.
         origin: where the origin came from.
@@ -104,8 +112,10 @@ class TowardReport:
     """
 
     share: float
+    statistics: bool
     reason: str
     tried: tuple[ShareTrial, ...]
+    otherwise: tuple[ShareTrial, ...]
     moved: tuple[MovedTensor, ...]
     stayed: tuple[StayedTensor, ...]
     parts: tuple[Part, ...]
@@ -118,7 +128,7 @@ class TowardReport:
     warnings: tuple[str, ...] = ()
 
     def trial(self, share: float) -> ShareTrial:
-        """The figures of a share that was judged."""
+        """The figures of a share, judged in the way that was taken."""
         return next(trial for trial in self.tried if trial.share == share)
 
     @property
@@ -127,7 +137,8 @@ class TowardReport:
         if self.share == 1:
             return f"Nothing moved: {self.reason}; the weights are as they were."
         taken, stay = self.trial(self.share), self.trial(1.0)
-        text = f"Moved to {self.share:g} of the way from {self.origin}: {self.reason}. "
+        left = "" if self.statistics else ", BatchNorm statistics left as trained"
+        text = f"Moved to {self.share:g} of the way from {self.origin}{left}: {self.reason}. "
         if self.unused is not None:
             before, after = self.unused
             text += f"On {self.unused_images} val images that no decision used, mAP {_change(before, after)}"
@@ -141,7 +152,11 @@ class TowardReport:
     def __str__(self) -> str:
         """A table of the shares, one of what moved, and the verdict."""
         lines = [f"origin: {self.origin}", ""]
+        if self.otherwise or not self.statistics:
+            lines.append(_WAYS[self.statistics])
         lines += _columns(self.tried, self.share)
+        if self.otherwise:
+            lines += ["", _WAYS[not self.statistics], *_columns(self.otherwise, None)]
         lines += ["", f"{'':<34}{'tensors':>8}{'distance to the origin':>26}"]
         for part in self.parts:
             lines.append(f"{part.name:<34}{part.tensors:>8}{part.before:>15.4f} ->{part.after:>8.4f}")
@@ -158,8 +173,10 @@ class TowardReport:
         return {
             "toward": {
                 "share": self.share,
+                "statistics": self.statistics,
                 "reason": self.reason,
                 "tried": [trial.to_dict() for trial in self.tried],
+                "otherwise": [trial.to_dict() for trial in self.otherwise],
                 "moved": [asdict(each) for each in self.moved],
                 "stayed": [asdict(each) for each in self.stayed],
                 "parts": [asdict(part) for part in self.parts],
@@ -185,7 +202,7 @@ def _change(before: float, figure: Figure) -> str:
     return text if gain is None else f"{text} ({gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}])"
 
 
-def _columns(tried: Sequence[ShareTrial], taken: float) -> Iterator[str]:
+def _columns(tried: Sequence[ShareTrial], taken: float | None) -> Iterator[str]:
     """The table of the shares: figures on the new data, then mAP and gain on each retained set."""
     names = list(tried[0].retained)
     head = f"{'share':>6}{'distance':>10}{'loss':>9}{'val mAP':>9}  {'gain [95%]':<27}"

@@ -12,6 +12,7 @@ from ultralytics import YOLO
 from yolo_os import SOS, shift_
 from yolo_os.errors import UserError
 from yolo_os.integration.checkpoint import load_checkpoint
+from yolo_os.toward import STAY, Step
 from yolo_os.toward_report import TowardReport
 
 # Steps so large that the training forgets what its start knew, so that going back must help.
@@ -21,7 +22,7 @@ RUINOUS = {"lr0": 0.02, "epochs": 2, "momentum": 0.0, "weight_decay": 0.0}
 @pytest.fixture(scope="module")
 def half(detector, digits):
     """Where the share is chosen without looking, so that a step is sure to come."""
-    return lambda judged, drop: (0.5, "of the test")
+    return lambda judged, drop: (Step(0.5), "of the test")
 
 
 def test_it_takes_up_half_of_the_way_and_keeps_what_was_there(train, half, detector, monkeypatch):
@@ -58,7 +59,7 @@ def test_a_training_that_forgets_gets_it_back(train, detector):
 
 
 def test_where_staying_is_best_nothing_is_written(train, monkeypatch):
-    monkeypatch.setattr("yolo_os.toward.choose", lambda judged, drop: (1.0, "of the test"))
+    monkeypatch.setattr("yolo_os.toward.choose", lambda judged, drop: (STAY, "of the test"))
     run = train(SOS(toward=True), epochs=1)
     assert "yolo_os" not in run.weights("best")
     assert not (run.folder / "weights" / "best-unshifted.pt").exists()

@@ -16,7 +16,7 @@ PREFIX = "os."
 RESERVED = ("data", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "save", "val", "cfg")
 BACKBONE = "backbone"  # a value of `freeze`: as many modules as the model's backbone has
 _OWN = ("jitter", "like", "after", "name")
-_SHIFT = ("recipe", "toward", "retain", "retain_drop", "shares")
+_SHIFT = ("recipe", "toward", "retain", "retain_drop", "shares", "statistics")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
 _FACTOR = re.compile(r"x(\d+(\.\d+)?)")
 

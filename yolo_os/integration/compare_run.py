@@ -142,7 +142,8 @@ def _shift(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     if toward:
         start = origin_folder / "weights" / START
         file = start if toward is True and start.is_file() else spec["train"]["model"] if toward is True else toward
-        step = {key: settings[key] for key in ("retain", "retain_drop", "shares") if settings.get(key) is not None}
+        keys = ("retain", "retain_drop", "shares", "statistics")
+        step = {key: settings[key] for key in keys if settings.get(key) is not None}
         origin = read_origin(str(file), {}, checkpoint.path, spec["trust"])
         moved = shift_toward_(
             model, origin, spec["data_yaml"], precision=checkpoint.precision, trust=spec["trust"], **step, **loading

@@ -34,7 +34,7 @@ def shift_(
     toward: str | Path | Origin | bool | None = None,
     retain: str | Path | Sequence[str | Path] = (),
     retain_drop: float | None = None,
-    statistics: bool = True,
+    statistics: bool | None = None,
 ) -> ShiftReport | TowardReport:
     """Shift the prediction layers of a model, in place; everything else of the model is left as it was.
 
@@ -62,7 +62,7 @@ def shift_(
         toward: the checkpoint that the training started from; True: the one that the model's record names.
         retain: with `toward`, data that must not get worse.
         retain_drop: with `toward`, most mAP that may be lost on them; None: they are only reported.
-        statistics: with `toward`, whether BatchNorm statistics move too.
+        statistics: with `toward`, whether BatchNorm statistics move too; None: val decides.
 
     Raises:
         UserError: for a model without prediction layers, weights or features that are not finite, a recipe that
@@ -86,7 +86,7 @@ def shift_(
             precision=precision,
             progress=progress,
         )
-    if retain or retain_drop is not None or not statistics:
+    if retain or retain_drop is not None or statistics is not None:
         raise UserError("retain=, retain_drop= and statistics= are for a shift with toward=")
     recipe = ShiftRecipe.given(recipe) or ShiftRecipe()
     bare = unwrap(model)

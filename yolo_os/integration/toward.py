@@ -46,7 +46,7 @@ def shift_toward_(
     retain: str | Path | Sequence[str | Path] = (),
     retain_drop: float | None = None,
     shares: Sequence[float] = SHARES,
-    statistics: bool = True,
+    statistics: bool | None = None,
     imgsz: int | None = None,
     batch: int = 16,
     workers: int = 0,
@@ -66,8 +66,7 @@ def shift_toward_(
         retain: data that must not get worse, of the same classes: their val splits are judged too.
         retain_drop: most mAP that may be lost on them; None: they are only reported (see `toward.choose`).
         shares: of the way from the origin to the model, to be judged.
-        statistics: whether BatchNorm statistics move with the weights; where they stay, the step gains more on the new
-            data and may give back less of the old (docs/toward.md).
+        statistics: whether BatchNorm statistics move with the weights or stay as trained; None: both are judged.
         imgsz: image size in pixels; that of the model's training if None.
         batch: images per batch.
         workers: loader processes.
@@ -86,12 +85,13 @@ def shift_toward_(
     names = [retain] if isinstance(retain, str | Path) else list(retain)
     shares = check_shares(shares)
     with trained_args(model, bare):
-        line = line_to(bare, origin, task_of(bare), statistics)
+        line = line_to(bare, origin, task_of(bare))
         judge = _Judge(bare, data, names, imgsz, batch, workers)
         return move_toward_(
             line,
             judge,
             shares=shares,
+            statistics=statistics,
             retain_drop=retain_drop,
             precision=precision,
             progress=progress,
@@ -161,7 +161,13 @@ def toward_record(checkpoint: Checkpoint, report: TowardReport, version: str, **
     origin = Path(report.origin)
     return {
         **provenance(checkpoint, version),
-        "recipe": {"method": "toward", "share": report.share, "retain_drop": report.retain_drop, **more},
+        "recipe": {
+            "method": "toward",
+            "share": report.share,
+            "statistics": report.statistics,
+            "retain_drop": report.retain_drop,
+            **more,
+        },
         "tensors_moved": len(report.moved),
         "origin": origin.name,
         "origin_sha256": digest(origin) if origin.is_file() else None,

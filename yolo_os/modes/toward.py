@@ -44,9 +44,9 @@ TOWARD_KEYS = (
     ),
     Key(
         "statistics",
-        (bool,),
-        True,
-        "with toward: BatchNorm statistics move too; False: they stay, better for new images, maybe worse for old",
+        (bool, type(None)),
+        None,
+        "with toward: BatchNorm statistics move too (True) or stay as trained (False); None: both are judged",
     ),
 )
 
@@ -58,8 +58,7 @@ def is_toward(options: dict[str, Any]) -> bool:
         UserError: if keys of one are given without it.
     """
     asked = options["toward"] not in (None, False) or options["retain"] is not None
-    lone = [key for key in ("retain_drop", "shares") if options[key] is not None]
-    lone += [] if options["statistics"] else ["statistics"]
+    lone = [key for key in ("retain_drop", "shares", "statistics") if options[key] is not None]
     if options["toward"] is False and options["retain"] is not None:
         raise UserError(f"retain={options['retain']} is for toward=, which is False")
     if lone and not asked:
@@ -110,7 +109,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
         precision=checkpoint.precision,
         progress=progress_bar,
     )
-    given = {"data": str(options["data"]), "retain": retain, "statistics": options["statistics"]}
+    given = {"data": str(options["data"]), "retain": retain}
     record = toward_record(checkpoint, report, __version__, **given)
     save_shifted(checkpoint, model, record, out)
     folder = run_folder("shift", options)

@@ -19,20 +19,24 @@ def plot_shares(toward: Mapping[str, Any], path: Path) -> Path:
         toward: as `TowardReport.to_dict` makes it.
         path: of the picture.
     """
-    tried = toward["tried"]
-    shares = [trial["share"] for trial in tried]
-    retained = list(tried[0]["retained"])
     figure, (score, loss) = new_figure(2, 1, (7.0, 6.2), sharex=True, height_ratios=(2.4, 1))
-    _line(score, shares, tried, "new data (val)", BLUE)
-    _losses(loss, shares, tried, BLUE)
-    for index, name in enumerate(retained):
-        figures = [trial["retained"][name] for trial in tried]
-        colour = _RETAINED[index % len(_RETAINED)]
-        _line(score, shares, figures, f"retained: {'/'.join(Path(name).parts[-2:])}", colour)
-        _losses(loss, shares, figures, colour)
+    ways = [(toward["tried"], toward["statistics"])]
+    if toward["otherwise"]:
+        ways.append(([toward["tried"][0], *toward["otherwise"]], not toward["statistics"]))
+    for tried, statistics in ways:
+        shares = [trial["share"] for trial in tried]
+        style, said = ("-", "") if statistics else ("--", ", BatchNorm statistics left")
+        _line(score, shares, tried, f"new data (val){said}", BLUE, style)
+        _losses(loss, shares, tried, BLUE, style)
+        for index, name in enumerate(tried[0]["retained"]):
+            figures = [trial["retained"][name] for trial in tried]
+            colour = _RETAINED[index % len(_RETAINED)]
+            _line(score, shares, figures, f"retained: {'/'.join(Path(name).parts[-2:])}{said}", colour, style)
+            _losses(loss, shares, figures, colour, style)
     for axis in (score, loss):
         axis.axvline(toward["share"], color=GREY, linewidth=5, alpha=0.45, zorder=0)
     taken = "nothing moved" if toward["share"] == 1 else f"taken: {toward['share']:g}"
+    taken += "" if toward["statistics"] else ", BatchNorm statistics left"
     score.set_title(f"Towards {Path(toward['origin']).name}: {taken}", fontsize=11)
     score.set_ylabel("VOC mAP\n(bars: 95 % of the paired gain over share 1)", fontsize=9)
     score.legend(fontsize=8, frameon=False)
@@ -42,7 +46,7 @@ def plot_shares(toward: Mapping[str, Any], path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def _line(axis: Any, shares: list[float], figures: Any, label: str, colour: str) -> None:
+def _line(axis: Any, shares: list[float], figures: Any, label: str, colour: str, style: str) -> None:
     """mAP by share; the interval of a gain is drawn around the mAP that it leads to."""
     values = [_number(figure["map"]) for figure in figures]
     below, above = [], []
@@ -51,11 +55,13 @@ def _line(axis: Any, shares: list[float], figures: Any, label: str, colour: str)
         value, low, high = (_number(gain.get(name, 0.0)) for name in ("value", "low", "high"))
         below.append(max(0.0, value - low))
         above.append(max(0.0, high - value))
-    axis.errorbar(shares, values, yerr=[below, above], color=colour, marker="o", markersize=4, capsize=2, label=label)
+    look: dict[str, Any] = {"color": colour, "linestyle": style, "marker": "o", "markersize": 4}
+    axis.errorbar(shares, values, yerr=[below, above], capsize=2, label=label, **look)
 
 
-def _losses(axis: Any, shares: list[float], figures: Any, colour: str) -> None:
-    axis.plot(shares, [_number(figure["loss"]) for figure in figures], color=colour, marker="o", markersize=4)
+def _losses(axis: Any, shares: list[float], figures: Any, colour: str, style: str) -> None:
+    losses = [_number(figure["loss"]) for figure in figures]
+    axis.plot(shares, losses, color=colour, linestyle=style, marker="o", markersize=4)
 
 
 def _number(value: float | None) -> float:
