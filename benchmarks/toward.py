@@ -213,13 +213,13 @@ class Judge:
             for side, each in zip(SIDES, (data, old))
         }
 
-    def line(self, weights, statistics=True):
+    def line(self, weights):
         """A run's model and the line from the origin to it."""
         from yolo_os.integration.checkpoint import load_checkpoint
         from yolo_os.toward import line_to
 
         model = load_checkpoint(weights).model
-        return model, line_to(model, self.origin, statistics=statistics)
+        return model, line_to(model, self.origin)
 
     def at(self, model, line, values, split, sides=SIDES):
         """With some values in place: VOC AP on a split of both cameras."""
@@ -236,31 +236,30 @@ class Judge:
         return np.stack([on_drawn(each, self.study.counted) for each in self.at(model, line, values, "test")])
 
     def along(self, weights):
-        """What a run comes to, BatchNorm statistics moved and left.
+        """What a run comes to, with BatchNorm statistics moved and left.
 
         Returns:
-            mAP10 by statistics, share and camera, shape (2, shares, 2, 1 + replicates); where statistics are left, the
-            start itself is not on the line, and its place is empty. And the shares that val chooses, shape (2, 2, 2):
-            by statistics and rule (new data alone, DROP), each with the val mAP that it has on the new data.
+            mAP10 by statistics, share and camera, shape (2, shares, 2, 1 + replicates); and the steps that val chooses,
+            each a share and whether statistics move, shape (3, 2, 2): of all, of those with statistics moved, left; by
+            the new data alone, with DROP.
         """
-        from yolo_os.toward import Judged, choose
+        from yolo_os.toward import ORIGIN, STAY, Judged, Step, choose
 
-        measured, chosen = [], []
-        for statistics in (True, False):
-            model, line = self.line(weights, statistics)
-            judged, drawn = {}, []
-            for share in SHARES if statistics else SHARES[1:-1]:
-                values = line.values(share)
-                drawn.append(self.on_drawn(model, line, values))
-                judged[share] = dict(zip(SIDES, map(Judged, self.at(model, line, values, "val"))))
-            if statistics:
-                stayed = drawn[0], judged[1.0]
-            else:
-                drawn, judged = [stayed[0], *drawn, np.zeros_like(drawn[0])], {1.0: stayed[1], **judged}
-            measured.append(drawn)
-            shares = [choose(judged, drop)[0] for drop in (None, DROP)]
-            chosen.append([[share, judged[share]["new"].result.map] for share in shares])
-        return np.array(measured), chosen
+        model, line = self.line(weights)
+        measured, judged = {}, {}
+        for share in SHARES:
+            for way in (True, False):
+                step = STAY if share == 1 else Step(share, way)
+                if step not in measured:
+                    values = line.values(*step)
+                    measured[step] = self.on_drawn(model, line, values)
+                    if share or step == ORIGIN:
+                        judged[step] = dict(zip(SIDES, map(Judged, self.at(model, line, values, "val"))))
+        drawn = [[measured[STAY if share == 1 else Step(share, way)] for share in SHARES] for way in (True, False)]
+        kinds = [judged]
+        for way in (True, False):
+            kinds.append({step: each for step, each in judged.items() if step == STAY or step.statistics == way})
+        return np.array(drawn), [[choose(each, drop)[0] for drop in (None, DROP)] for each in kinds]
 
     def score_val(self, found):
         """As `shift_toward_` scores: labels without difficult objects, and without rare classes."""
@@ -324,16 +323,15 @@ def rows(measured, camera, arms, seeds):
 
 def steps(chosen):
     """By name of a step: whether statistics are left alone, and the share."""
-    both = int(chosen[1, 0, 1] > chosen[0, 0, 1])
-    return {
-        "": (0, 1.0),
-        " + step": (0, chosen[0, 0, 0]),
-        f" + step, retain_drop={DROP}": (0, chosen[0, 1, 0]),
-        " + step, statistics left": (1, chosen[1, 0, 0]),
-        " + step, val decides on statistics": (both, chosen[both, 0, 0]),
-        " at 0.5": (0, 0.5),
-        " at 0.5, statistics left": (1, 0.5),
+    named = {
+        " + step": chosen[0, 0],
+        f" + step, retain_drop={DROP}": chosen[0, 1],
+        " + step, statistics moved": chosen[1, 0],
+        " + step, statistics left": chosen[2, 0],
+        " at 0.5, statistics moved": (0.5, 1),
+        " at 0.5, statistics left": (0.5, 0),
     }
+    return {"": (0, 1.0), **{name: (1 - int(way), share) for name, (share, way) in named.items()}}
 
 
 def change(mine, theirs):
@@ -362,14 +360,13 @@ def tables(measured, camera, arms, seeds):
         means = np.mean([drawn[:, 0] for _, drawn in mine.values()], axis=0)
         cells = [f"{mean:.4f} | {'' if name == first else each}" for mean, each in zip(means, changes)]
         yield f"| {name} | {len(mine)} | {label} | {' | '.join(cells)} |"
-    for step in (f"{first} + step", f"{first} + step, val decides on statistics"):
-        yield from ("", f"{step} against each control (over the seeds both have)", "")
-        yield "| control | seeds | new camera | old camera |"
-        yield "| --- | --- | --- | --- |"
-        for name, theirs in found.items():
-            if not name.startswith(first) and " at 0.5" not in name:
-                number, changes = change(found[step], theirs)
-                yield f"| {name} | {number} | {' | '.join(changes)} |"
+    yield from ("", f"{first} + step against each control (over the seeds both have)", "")
+    yield "| control | seeds | new camera | old camera |"
+    yield "| --- | --- | --- | --- |"
+    for name, theirs in found.items():
+        if not name.startswith(first) and " at 0.5" not in name and ", statistics" not in name:
+            number, changes = change(found[f"{first} + step"], theirs)
+            yield f"| {name} | {number} | {' | '.join(changes)} |"
 
 
 def curves(measured, camera, arms, seeds):
@@ -389,9 +386,8 @@ def curve_table(found):
     for arm, (seeds, means) in found.items():
         for left, word in enumerate(("moved", "left")):
             for side, name in enumerate(SIDES):
-                values = means[left, : len(SHARES) - left, side]
-                cells = " | ".join(f"{each:.4f}" for each in values)
-                yield f"| {arm} ({seeds} seeds) | {word} | {name} | {cells} |{' |' * left}"
+                cells = " | ".join(f"{each:.4f}" for each in means[left, :, side])
+                yield f"| {arm} ({seeds} seeds) | {word} | {name} | {cells} |"
 
 
 def draw(drawn, path, title):
@@ -402,7 +398,7 @@ def draw(drawn, path, title):
     figure, axis = new_figure(1, 1, (7.4, 5.2), grid="both")
     for (arm, (_, means)), colour in zip(drawn.items(), palette * 2):
         new, old = means[0].T
-        axis.plot(*means[1, :-1].T[::-1], color=colour, marker=".", linewidth=1.0, linestyle="--")
+        axis.plot(*means[1].T[::-1], color=colour, marker=".", linewidth=1.0, linestyle="--")
         axis.plot(old, new, color=colour, marker=".", linewidth=1.3, label=arm)
         axis.plot(old[0], new[0], color=colour, marker="o", markersize=8)
     axis.plot(old[-1:], new[-1:], "k*", markersize=13, label="the old detector")
