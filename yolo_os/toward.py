@@ -252,8 +252,9 @@ def choose(judged: Mapping[Step, Mapping[str, Judged]], retain_drop: float | Non
     The best is that of the highest mAP on the new data; where that is the model as it is, nothing moves. Its lead need
     not be beyond chance: a step is no risk that evidence has to outweigh, it is the smaller change (docs/toward.md has
     what a stricter rule gives away). Of the steps whose mAP lies at most one standard error of the paired difference
-    below the best, that of the smallest share is taken: the nearest to the origin of those that serve as well. The
-    origin itself, share 0, is judged for comparison and never taken.
+    below the best, that of the smallest share is taken, and of one share that which moves the statistics too: the
+    nearest to the origin of those that serve as well. The origin itself, share 0, is judged for comparison and never
+    taken.
 
     Args:
         judged: by step, `STAY` among them, what each set of images says: the new data first, then retained sets.
@@ -270,12 +271,17 @@ def choose(judged: Mapping[Step, Mapping[str, Judged]], retain_drop: float | Non
     best = max(allowed, key=lambda step: (score[step], -step.share))
     if STAY in allowed and score[best] <= score[STAY]:
         return STAY, "no share beats staying on the val images"
-    near = [step for step in allowed if step.share < best.share and _within_error(judged[step][new], judged[best][new])]
+    near = [step for step in allowed if _nearness(step) < _nearness(best)]
+    near = [step for step in near if _within_error(judged[step][new], judged[best][new])]
     kept = " of those that keep the retained sets" if len(allowed) < sum(step.share != 0 for step in judged) else ""
     if not near:
         return best, f"the best on the val images{kept}"
-    taken = min(near, key=lambda step: (step.share, -score[step]))
-    return taken, f"the largest step within one standard error of the best{kept} ({best.share:g})"
+    return min(near, key=_nearness), f"the largest step within one standard error of the best{kept} ({best.share:g})"
+
+
+def _nearness(step: Step) -> tuple[float, bool]:
+    """How near to the origin a step comes: less is nearer."""
+    return step.share, not step.statistics
 
 
 def check_shares(shares: Sequence[float]) -> list[float]:

@@ -44,7 +44,7 @@ class Met:
         rows = (
             ("shipped", "as shipped", None),
             ("trained", "fine-tuned for the new camera", self.forgot),
-            ("shifted", f"then shifted back (share {share:g})", self.gain),
+            ("shifted", f"then the step back (share {share:g})", self.gain),
         )
         for key, name, change in rows:
             cells = (

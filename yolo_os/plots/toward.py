@@ -20,10 +20,11 @@ def plot_shares(toward: Mapping[str, Any], path: Path) -> Path:
         path: of the picture.
     """
     figure, (score, loss) = new_figure(2, 1, (7.0, 6.2), sharex=True, height_ratios=(2.4, 1))
-    ways = [(toward["tried"], toward["statistics"])]
-    if toward["otherwise"]:
-        ways.append(([toward["tried"][0], *toward["otherwise"]], not toward["statistics"]))
-    for tried, statistics in ways:
+    every = sorted([*toward["tried"], *toward["otherwise"]], key=lambda trial: -trial["share"])
+    for statistics in dict.fromkeys((toward["statistics"], not toward["statistics"])):
+        tried = [trial for trial in every if trial["share"] == 1 or trial["statistics"] == statistics]
+        if len(tried) < 2:
+            continue
         shares = [trial["share"] for trial in tried]
         style, said = ("-", "") if statistics else ("--", ", BatchNorm statistics left")
         _line(score, shares, tried, f"new data (val){said}", BLUE, style)
