@@ -32,7 +32,7 @@ def test_demo(in_tmp, capsys, monkeypatch):
     assert camera["results"]["shipped"]["new"]["map"] < content["before"]["map"] - 0.05
     moved = camera["results"]["shifted"]["old"]["map"] - camera["results"]["trained"]["old"]["map"]
     assert camera["gain"]["old"]["map"] == pytest.approx(moved)
-    assert "then shifted back" in out
+    assert "then the step back" in out
     assert (in_tmp / "runs" / "demo" / "exp" / "digits-toward.pt").exists()
 
 
