@@ -4,7 +4,7 @@
     python benchmarks/heads.py --families yolo26 --seeds 5
 
 Each family at half the width of its nano scale learns the digits from scratch once, with the recipe of the embedded
-detector in 40 epochs. From there it goes on as in configs/compare/digits.yaml: its head drawn anew by the seed, 10
+detector in 30 epochs. From there it goes on as in configs/compare/digits.yaml: its head drawn anew by the seed, 10
 epochs, stock against the defaults of `yolo-os train`. Both parts go on where they were.
 
 Expected beforehand (difference of AP50-95 to stock): within luck (0.003) for all.
@@ -46,7 +46,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", default="yolov5,yolo11,yolo26", help=f"with commas, of {', '.join(FAMILIES)}")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=40, help="of the first training")
+    parser.add_argument("--epochs", type=int, default=30, help="of the first training")
     parser.add_argument("--out", default="runs/heads")
     options = parser.parse_args()
     out = Path(options.out).resolve()
