@@ -101,6 +101,18 @@ def test_val_finds_images_as_ultralytics_does(yolo, good, listed):
     assert figures()["classes"]["dog"]["npos"] == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "start"), [(".", "the folder that you are in"), ("nowhere", "Ultralytics' datasets_dir")]
+)
+def test_val_says_where_a_relative_path_starts_from(yolo, good, capsys, path, start):
+    (yolo / "ds/my.yaml").write_text(yaml.safe_dump({"path": path, "val": "images/val", "names": CLASSES}))
+    assert val("detections=good", "data=ds/my.yaml", "split=val") == 2
+    said = capsys.readouterr().err
+    assert "data=ds/my.yaml: " in said
+    assert "images/val: no such folder of images" in said
+    assert f"(`path: {path}` starts from {start}, as for Ultralytics; without `path:` the folder of the YAML is" in said
+
+
 def test_val_of_labels_as_polygons_and_with_keypoints(yolo, good):
     (yolo / "ds/labels/val/a.txt").write_text("1 .1 .25 .3 .25 .3 .5 .1 .5\n0 .5 .625 .6 .625 .6 .75 .5 .7\n")
     assert val("detections=good", "data=my.yaml", "split=val", "json=out.json") == 0
