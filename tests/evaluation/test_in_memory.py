@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +82,32 @@ def test_classes_are_matched_by_name(truth):
     detections = as_detections(found, truth, names={7: "Cat", 8: "dog", 9: "gnu"})
     assert evaluate_detections(truth, detections).map == 1.0
     assert "Cat is cat" in detections.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["supervision", "ultralytics"])
+def test_names_that_stand_beside_class_numbers_are_taken(truth, kind):
+    found = {}
+    for name, rows in FOUND.items():  # of a detector that numbers them the other way about
+        turned = [[*row[:5], 1 - row[5]] for row in rows]
+        if kind == "supervision":
+            item = of_supervision(turned)
+            item.data = {"class_name": np.array([CLASSES[row[5]] for row in rows])} if rows else {}
+        else:
+            item = of_ultralytics(turned)
+            item.names = {0: "dog", 1: "cat"}
+        found[name] = item
+    detections = as_detections(found, truth)
+    assert evaluate_detections(truth, detections).map == 1.0
+    assert not detections.warnings
+
+
+def test_numbers_of_classes_whose_order_nobody_gave(truth):
+    unordered = replace(truth, ordered=False)
+    (warning,) = as_detections(FOUND, unordered).warnings
+    assert "found has classes by number" in warning
+    assert "(0 is cat, 1 is dog)" in warning
+    assert not as_detections(FOUND, unordered, names=CLASSES).warnings
+    assert not as_detections(FOUND, truth).warnings
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ class Annotations:
             use in their place; empty where it gives none.
         unnamed: how many objects were left out of each class that is not among `classes`.
         absent: where objects were left out, those of `classes` that no file has, of whatever image set.
+        ordered: whether `classes` are in an order of the data or of the user, in which detectors may number them;
+            XML files only name classes, and those are sorted.
     """
 
     classes: tuple[str, ...]
@@ -107,6 +109,7 @@ class Annotations:
     warnings: tuple[str, ...] = ()
     unnamed: dict[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    ordered: bool = True
 
     @property
     def lost(self) -> tuple[Problem, ...]:

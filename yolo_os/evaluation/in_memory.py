@@ -7,7 +7,7 @@ have.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.detections import Detections, from_boxes, image_numbers
+from yolo_os.evaluation.detections import Detections, from_boxes, image_numbers, said_of_order
 from yolo_os.evaluation.names import some
 from yolo_os.evaluation.readers.listed import Item, ListedImage, annotations_of
 
@@ -45,8 +45,8 @@ def as_detections(
 
             An image on which nothing was found has an empty one.
         annotations: of the images.
-        names: what the class numbers are called, matched to the classes of the annotations by name; by default they
-            count these.
+        names: what the class numbers are called, matched to the classes of the annotations by name; by default as
+            results of Ultralytics (`names`) and supervision (`data["class_name"]`) say, else they count these classes.
         images: ids or paths, for a list; all images of the annotations by default.
         box_format: of arrays and dictionaries: xyxy, xywh (corner) or cxcywh (centre).
 
@@ -62,13 +62,16 @@ def as_detections(
     without = [image for number, image in enumerate(annotations.images) if number not in there]
     if without:
         raise UserError(f"found: has nothing for {some(without)} ({len(without)} of {len(annotations.images)} images)")
-    known = dict(enumerate(annotations.classes)) if names is None else dict(_numbered(names))
+    said = _names_said(by_image.values()) if names is None else dict(_numbered(names))
+    known = said or dict(enumerate(annotations.classes))
     boxes = {image: _scored(item, f"found[{image!r}]", box_format) for image, item in by_image.items()}
     labels = {int(label) for rows in boxes.values() for label in np.unique(rows[:, 5])}
     strange = sorted(label for label in labels if label not in known)
     if strange:
         raise UserError(f"found: class {strange[0]} has no name; names= has {some(map(str, known))}")
-    return from_boxes(boxes, known, annotations)
+    warning = None if said else said_of_order("found", annotations, 0, labels)
+    detections = from_boxes(boxes, known, annotations)
+    return replace(detections, warnings=(warning,)) if warning else detections
 
 
 def as_annotations(
@@ -126,6 +129,18 @@ def _by_image(given: Mapping[str, Any] | Sequence[Any], images: Sequence[str], n
     if twice:
         raise UserError(f"images: {twice[0]} is named twice")
     return dict(zip(map(str, images), given))
+
+
+def _names_said(items: Iterable[Any]) -> dict[int, str]:
+    """What class numbers are called, as results of Ultralytics and supervision have it beside them; else nothing."""
+    said: dict[int, str] = {}
+    for item in items:
+        data, numbers = getattr(item, "data", None), getattr(item, "class_id", None)
+        if isinstance(getattr(item, "names", None), Mapping):
+            said |= item.names
+        elif isinstance(data, Mapping) and "class_name" in data and numbers is not None:
+            said |= zip(map(int, numbers), map(str, data["class_name"]))
+    return said
 
 
 def _numbered(names: Mapping[int, str] | Sequence[str]) -> Mapping[int, str]:

@@ -326,6 +326,8 @@ def _evaluate(name: str, source: str, annotations: Annotations, found: Detected 
         detections = from_boxes(found.boxes, found.names, annotations, offset)
     for note in detections.notes:
         print(f"note: {note}", file=sys.stderr)
+    for warning in detections.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{name}: {detections}")
     if not len(detections.score):
         print(f"warning: no detections of {source} are left: every AP is 0", file=sys.stderr)
