@@ -40,8 +40,9 @@ class Problem:
 
 
 def unusable_image(file: Path) -> Problem:
-    """The problem of an image that is not there, or can't be read."""
-    what = "can't be read (damaged, cut short or under 10 pixels)" if file.is_file() else "is missing"
+    """The problem of an image that is not there (an XML file stands for one that nothing names), or can't be read."""
+    there = file.is_file() and file.suffix.lower() != ".xml"
+    what = "can't be read (damaged, cut short or under 10 pixels)" if there else "is missing"
     return Problem(file, 0, f"the image {what}: left out", True)
 
 

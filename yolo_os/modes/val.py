@@ -25,7 +25,7 @@ from yolo_os.files import (
 from yolo_os.modes.common import say_replaced
 from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
-from yolo_os.settings import Key
+from yolo_os.settings import Key, listed
 from yolo_os.terminal import counted, kept_output
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ KEYS = (
     Key("groups", (str, type(None)), None, "CSV of image,group: the same figures for each group of images"),
     Key("json", (str,), None, "also write the figures to this path"),
     Key("plots", (bool,), True, "draw precision-recall curves, and the gains of a comparison"),
-    Key("imgsz", (int, type(None)), None, "for a model: image size in pixels; None: that of its training"),
-    Key("batch", (int,), 16, "for a model: images per batch"),
+    Key("imgsz", (int, type(None)), None, "for a model: image size in pixels; None: that of its training", minimum=32),
+    Key("batch", (int,), 16, "for a model: images per batch", minimum=1),
     Key("device", (str, int, list, type(None)), None, "for a model: as Ultralytics takes it"),
-    Key("workers", (int,), 0, "for a model: loader processes"),
+    Key("workers", (int,), 0, "for a model: loader processes", minimum=0),
     Key("conf", (float,), 0.001, "for a model: lowest score kept"),
     Key("nms_iou", (float,), 0.7, "for a model: IoU of the suppression of overlaps"),
-    Key("max_det", (int,), 300, "for a model: most detections per image"),
+    Key("max_det", (int,), 300, "for a model: most detections per image", minimum=1),
     Key("trust", (bool,), False, "for a model: load a checkpoint that could run code of its maker"),
     *RUN_KEYS,
 )
@@ -233,8 +233,11 @@ def _sources(options: dict[str, Any]) -> dict[str, str]:
 def _load_models(sources: dict[str, str], options: dict[str, Any]) -> dict[str, Checkpoint]:
     from yolo_os.integration.checkpoint import load_checkpoint
     from yolo_os.integration.data import class_names_of
+    from yolo_os.integration.runtime import choose_device
     from yolo_os.shifter import check_finite
 
+    if options["device"] is not None:
+        choose_device(",".join(listed(options["device"])))
     models = {name: load_checkpoint(path, options["trust"]) for name, path in sources.items()}
     for name, model in models.items():
         check_finite(model.model)
@@ -281,9 +284,11 @@ def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]
         made = devkit_dataset(source, names, year=options["year"], classes=classes)
         return _over(model, made, order, options)
     from yolo_os.conversion.dataset import dataset_of
+    from yolo_os.integration.users_paths import made_of
 
     with tempfile.TemporaryDirectory() as folder:
         made = dataset_of(annotations.in_order(order), Path(folder), options["split"])
+        made_of(Path(folder), source)
         return _over(model, made, order, options)
 
 
