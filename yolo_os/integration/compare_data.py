@@ -23,9 +23,11 @@ from yolo_os.files import as_path, write_json, write_text
 from yolo_os.integration.data import devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.guard import guarded
 from yolo_os.plain_yaml import read_yaml
+from yolo_os.terminal import counted
 
 # With fewer images than this no part of train is drawn off: a test on a dozen images says nothing.
 LEAST_TRAIN = 100
+_FEW = 50  # images to test on, of which fewer bring a caution
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ def _prepare(
         raise UserError(
             f"data={data}: {len(seen)} images are in both train and test, such as {min(seen)}: take them out of one, "
             "or give test=train, which draws images off train"
+        )
+    if len(truth.files) < _FEW:
+        warnings.append(
+            f"{data}: {counted(len(truth.files), 'image')} to test on: intervals are wide, and what so few hold by"
+            f" chance is in every difference; {_FEW} or more say more"
         )
     truth.save(folder / TRUTH)
     return Prepared(
