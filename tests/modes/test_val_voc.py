@@ -91,6 +91,10 @@ def test_val_compares(kit, good, poor, in_tmp, capsys):
     assert gain["over"] == "poor"
     assert gain["map"]["value"] == pytest.approx(5 / 6)
     assert gain["ap"]["dog"]["value"] == 1.0
+    low, high = (gain["ap"]["dog"][edge] for edge in ("low", "high"))
+    (row,) = (line for line in out.splitlines() if line.startswith("dog"))
+    assert row.split()[3:] == ["+1.0000", f"[{low:+.4f},", f"{high:+.4f}]", "1*"]
+    assert "classes of 10 boxes or more" not in out  # of which there is none
     assert (in_tmp / "runs/val/exp/good_gain.png").stat().st_size > 1000
     assert (in_tmp / "runs/val/exp/poor_pr_curves.png").exists()
     assert (in_tmp / "runs/val/exp/pr_curves.png").stat().st_size > 1000
@@ -310,6 +314,8 @@ def test_val_gives_coco_s_numbers_errors_and_parts_with_paired_intervals(kit, go
     night = figures["slices"]["group"]["night"]
     assert night["detectors"]["good"]["map"] == 1.0
     assert night["gains"]["good"]["coco"]["AP"]["value"] > 0
+    assert set(night["gains"]["good"]["ap"]) == set(night["gains"]["good"]["ap07"]) == {"cat", "dog"}
+    assert "; AP75 " in out.partition("group night")[2]
     assert set(figures["slices"]["size"]) == {"small", "medium", "large"}
 
 

@@ -43,6 +43,15 @@ def test_a_rare_class_is_marked_and_does_not_set_the_axis(figures, tmp_path):
     assert side[3].split() == ["+1.0000", "2", "boxes"]
 
 
+def test_where_all_classes_are_rare_their_values_set_the_axis(figures, tmp_path):
+    first, second = results()
+    gain = bootstrap(first, second, replicates=50, min_boxes=100)
+    gain = replace(gain, ap=(gain.ap[0], replace(gain.ap[1], low=-5.0, high=5.0)))
+    evaluation.plot_differences(first.names, gain, "t", tmp_path / "x.png", first.npos.tolist())
+    low, high = figures[0].axes[0].get_xlim()
+    assert low < gain.ap[0].value < gain.ap[1].value < high < 2
+
+
 def test_curves_of_two_detectors_lie_in_one_panel_with_their_names(figures, tmp_path):
     first, second = results()
     evaluation.plot_compared_curves({"old": first, "new": second}, tmp_path / "x.png")

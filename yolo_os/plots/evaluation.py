@@ -89,8 +89,8 @@ def plot_differences(
     """The gain in AP10 of each class (the 60 largest) and of the mean, with its value and number of boxes.
 
     Grey where the interval holds 0. A class of fewer boxes than `difference.min_boxes` has an open mark, and
-    does not set the width of the axis: what reaches beyond ends in an arrow. With `coco`, the gain in
-    COCO's AP lies under each, lighter.
+    does not set the width of the axis: what reaches beyond ends in an arrow. Where all classes are such, their values
+    count for the width, and not their intervals. With `coco`, the gain in COCO's AP lies under each, lighter.
     """
     known = [index for index, each in enumerate(difference.ap) if not np.isnan(each.value)]
     known = sorted(known, key=lambda index: -abs(difference.ap[index].value))[:_MOST]
@@ -108,6 +108,8 @@ def plot_differences(
     ]  # fmt: skip
     solid = [bar for _, *bars, _, few in entries if not few for bar in bars if bar is not None]
     edges = [0.0, *(edge for bar in solid for edge in (bar.low, bar.high) if not np.isnan(edge))]
+    if all(few for *_, few in entries[means:]):
+        edges += [bar.value for _, *bars, _, _ in entries for bar in bars if bar is not None and bar.value == bar.value]
     margin = 0.06 * (max(edges) - min(edges) or 0.01)
     left, right = min(edges) - margin, max(edges) + margin
     step = 0.26 if coco is None else 0.36
