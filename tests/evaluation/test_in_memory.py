@@ -126,6 +126,20 @@ def test_numbers_of_classes_whose_order_nobody_gave(truth):
             {**FOUND, "a": SimpleNamespace(xyxy=np.zeros((1, 4)), confidence=None, class_id=np.zeros(1))},
             "its confidence is None",
         ),
+        (
+            {
+                name: [[row[0] / 100, row[1] / 80, row[2] / 100, row[3] / 80, *row[4:]] for row in rows]
+                for name, rows in FOUND.items()
+            },
+            "found: its boxes are fractions of the image, and those of the ground truth pixels",
+        ),
+        (
+            {
+                name: [[*row[:2], row[2] - row[0], row[3] - row[1], *row[4:]] for row in rows]
+                for name, rows in FOUND.items()
+            },
+            r"found: 1 box of 3 would end before the beginning.* say box_format='xywh'",
+        ),
         ({**FOUND, "a": object()}, "is a object; an array, a dictionary"),
         (object(), "give a dictionary by image, or a list"),
     ],
@@ -141,6 +155,7 @@ def test_what_is_no_detections_is_named(truth, found, says):
         ([[[1, 2, 3, 4]]], r"\(k, 5\): box, class is needed"),
         ([[[1, 2, 3, 4, 2]]], "class 2 has no name in classes="),
         ([{"boxes": [[1, 2, 3, 4]], "labels": [0, 1]}], "1 boxes and 2 labels"),
+        ([{"boxes": [[50, 50, 20, 20]], "labels": [0]}], "truth: 1 box of 1 would end before the beginning"),
     ],
 )
 def test_what_is_no_ground_truth_is_named(given, says):
