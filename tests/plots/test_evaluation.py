@@ -62,6 +62,15 @@ def test_curves_of_two_detectors_lie_in_one_panel_with_their_names(figures, tmp_
     assert texts == [f"old: mAP10 {first.map:.4f}", f"new: mAP10 {second.map:.4f}"]
 
 
+def test_texts_lie_above_low_curves(figures, tmp_path):
+    first, _ = results()
+    evaluation.plot_curves(first, tmp_path / "x.png")
+    evaluation.plot_compared_curves({"old": first}, tmp_path / "x.png")
+    for figure in figures:
+        high, low = ([text.get_position()[1] for text in axis.texts] for axis in figure.axes[:2])
+        assert max(high) < 0.5 < min(low)
+
+
 def test_what_each_image_adds_to_a_gain():
     """Of one class found without a false hit the gain is made of the images that only one detector finds."""
     boxes = np.tile([[1, 1, 20, 20]], (40, 1))
