@@ -63,6 +63,7 @@ def test_boxes_in_other_forms(kind, box):
     assert truth.box.tolist() == [[1, 1, 100, 80]]
     assert truth.images == ("0",)
     found = as_detections([[[*box, 0.5, 0]]], truth, box_format=kind)
+    assert str(found) == "1 detection on 1 of 1 image"
     assert evaluate_detections(truth, found).map == 1.0
     with pytest.raises(UserError, match="box_format=yxyx: use one of"):
         as_detections([[[*box, 0.5, 0]]], truth, box_format="yxyx")
@@ -138,7 +139,7 @@ def test_numbers_of_classes_whose_order_nobody_gave(truth):
                 name: [[*row[:2], row[2] - row[0], row[3] - row[1], *row[4:]] for row in rows]
                 for name, rows in FOUND.items()
             },
-            r"found: 1 box of 3 would end before the beginning.* say box_format='xywh'",
+            r"found: 1 of 3 boxes would end before the beginning.* say box_format='xywh'",
         ),
         ({**FOUND, "a": object()}, "is a object; an array, a dictionary"),
         (object(), "give a dictionary by image, or a list"),
@@ -155,7 +156,7 @@ def test_what_is_no_detections_is_named(truth, found, says):
         ([[[1, 2, 3, 4]]], r"\(k, 5\): box, class is needed"),
         ([[[1, 2, 3, 4, 2]]], "class 2 has no name in classes="),
         ([{"boxes": [[1, 2, 3, 4]], "labels": [0, 1]}], "1 boxes and 2 labels"),
-        ([{"boxes": [[50, 50, 20, 20]], "labels": [0]}], "truth: 1 box of 1 would end before the beginning"),
+        ([{"boxes": [[50, 50, 20, 20]], "labels": [0]}], "truth: 1 of 1 box would end before the beginning"),
     ],
 )
 def test_what_is_no_ground_truth_is_named(given, says):

@@ -180,6 +180,30 @@ def test_val_takes_boxes_that_reach_a_little_over_the_border(kit, in_tmp):
     assert val("d.json") == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("a 0.9 51 51 10 10", "detections=d: 2 of 2 boxes would end before the beginning: x1, y1, x2, y2 are read"),
+        (
+            "a 0.9 0.51 0.51 0.6 0.6",
+            "detections=d: its boxes are fractions of the image, and those of the ground truth",
+        ),
+    ],
+)
+def test_val_refuses_text_files_with_boxes_of_another_form(kit, in_tmp, capsys, line, says):
+    comp4(in_tmp / "d", comp4_det_test_cat=[line], comp4_det_test_dog=[line])
+    assert val("d") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_val_takes_files_named_after_classes_for_comp4_even_if_ids_are_numbers(in_tmp, capsys):
+    """A line `0 0.9 x1 y1 x2 y2` of fractions has the form of YOLO's."""
+    write_devkit(in_tmp / "kit", {"0": [("cat", (11, 21, 30, 40))]}, {"test": "0"})
+    comp4(in_tmp / "d", comp4_det_test_cat=["0 0.9 0.1 0.25 0.3 0.5"])
+    assert main(["val", "detections=d", "devkit=kit", "classes=cat", "plots=False", "coco=False"]) == 2
+    assert "its boxes are fractions of the image" in capsys.readouterr().err
+
+
 def test_val_of_no_detections_at_all_says_so(kit, in_tmp, capsys):
     (in_tmp / "d.json").write_text("[]")
     assert val("d.json", "first_category=1", "json=out.json") == 0

@@ -16,6 +16,10 @@ from yolo_os.evaluation.readers.data_yaml import folder_names
 from yolo_os.evaluation.readers.devkit import VOC_CLASSES
 from yolo_os.evaluation.text import find_id, nfc
 from yolo_os.evaluation.voc import VOCResult, evaluate_voc
+from yolo_os.terminal import counted
+
+_MOST_INVERTED = 0.3  # of the boxes, before they are of another form for sure
+_MOST_OF_FRACTIONS, _LEAST_OF_PIXELS = 1.05, 10.0  # where all boxes together end
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,8 @@ class Detections:
 
     def __str__(self) -> str:
         """One line: how many, and what was left out."""
-        parts = [f"{len(self.score)} detections on {len(np.unique(self.image))} of {len(self.images)} images"]
+        images = f"{len(np.unique(self.image))} of {counted(len(self.images), 'image')}"
+        parts = [f"{counted(len(self.score), 'detection')} on {images}"]
         return "; ".join([*parts, *(f"{count} {reason} left out" for reason, count in self.dropped.items())])
 
 
@@ -229,6 +234,31 @@ def suspect_offset(annotations: Annotations, detections: Detections) -> str | No
             " four numbers of each box"
         )
     return None
+
+
+def refuse_inverted(box: NDArray[np.float64], name: str, wanted: str) -> None:
+    """Refuse boxes many of which end before they begin, rather than score them as misses.
+
+    Args:
+        box: shape (k, 4); x1, y1, x2, y2, inclusive.
+        name: of what holds them.
+        wanted: says what form is read.
+    """
+    inverted = (box[:, 2:] < box[:, :2] - 1).any(axis=1)
+    if inverted.size and inverted.mean() > _MOST_INVERTED:
+        raise UserError(
+            f"{name}: {inverted.sum()} of {counted(len(box), 'box', 'es')} would end before the beginning: {wanted}"
+        )
+
+
+def refuse_fractions(found: NDArray[np.float64], truth: NDArray[np.float64], name: str) -> None:
+    """Refuse boxes of which one side has fractions of the image, and the other pixels; each of shape (k, 4)."""
+    if not found.size or not truth.size:
+        return
+    ends = {name: found[:, 2:].max(), "the ground truth": truth[:, 2:].max()}
+    for each, other in ((name, "the ground truth"), ("the ground truth", name)):
+        if ends[each] <= _MOST_OF_FRACTIONS and ends[other] > _LEAST_OF_PIXELS:
+            raise UserError(f"{each}: its boxes are fractions of the image, and those of {other} pixels: make them so")
 
 
 def said_of_order(source: object, annotations: Annotations, first: int, labels: Iterable[int]) -> str | None:

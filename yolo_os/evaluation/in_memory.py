@@ -17,13 +17,19 @@ from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.detections import Detections, from_boxes, image_numbers, said_of_order
+from yolo_os.evaluation.detections import (
+    Detections,
+    from_boxes,
+    image_numbers,
+    refuse_fractions,
+    refuse_inverted,
+    said_of_order,
+)
 from yolo_os.evaluation.names import some
 from yolo_os.evaluation.readers.listed import Item, ListedImage, annotations_of
-from yolo_os.terminal import counted
 
 Array = NDArray[np.float64]
-_MOST_INVERTED = 0.3  # of the boxes
+_AS_XYXY = "xyxy is x1, y1, x2, y2; for x, y, width, height say box_format='xywh', or 'cxcywh'"
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -68,15 +74,14 @@ def as_detections(
     said = _names_said(by_image.values()) if names is None else dict(_numbered(names))
     known = said or dict(enumerate(annotations.classes))
     boxes = {image: _scored(item, f"found[{image!r}]", box_format) for image, item in by_image.items()}
-    rows = np.concatenate([np.zeros((0, 6)), *boxes.values()])
-    _refuse_inverted(rows[:, :4], "found")
-    _refuse_fractions(rows[:, :4], annotations.box)
     labels = {int(label) for rows in boxes.values() for label in np.unique(rows[:, 5])}
     strange = sorted(label for label in labels if label not in known)
     if strange:
         raise UserError(f"found: class {strange[0]} has no name; names= has {some(map(str, known))}")
     warning = None if said else said_of_order("found", annotations, 0, labels)
     detections = from_boxes(boxes, known, annotations)
+    refuse_inverted(detections.box, "found", _AS_XYXY)
+    refuse_fractions(detections.box, annotations.box, "found")
     return replace(detections, warnings=(warning,)) if warning else detections
 
 
@@ -119,7 +124,7 @@ def as_annotations(
             corners = (x1 + 1, y1 + 1, x2, y2)  # the pixels that they cover, counted from 1
             flags = bool(crowd[row]), bool(difficult[row])
             items.append(Item(number, int(label[row]), corners, float(area[row]), *flags))
-    _refuse_inverted(np.array([item.box for item in items]).reshape(-1, 4) - (1, 1, 0, 0), "truth")
+    refuse_inverted(np.array([item.box for item in items]).reshape(-1, 4), "truth", _AS_XYXY)
     known = sizes or {}
     listed = [ListedImage(Path(image), known.get(image, (0.0, 0.0)), False) for image in by_image]
     annotations = annotations_of(classes, listed, items, (Path(), "truth"), (), ())
@@ -245,26 +250,6 @@ def _refuse_odd(rows: Array, label: Array, where: str) -> None:
         raise UserError(f"{where}: a number is not finite")
     if (label != np.floor(label)).any():
         raise UserError(f"{where}: class {label[label != np.floor(label)][0]:g} is no whole number")
-
-
-def _refuse_inverted(box: Array, name: str) -> None:
-    """Refuse boxes that mostly end before they begin, rather than score them as misses."""
-    inverted = (box[:, 2:] < box[:, :2]).any(axis=1)
-    if inverted.size and inverted.mean() > _MOST_INVERTED:
-        raise UserError(
-            f"{name}: {counted(int(inverted.sum()), 'box', 'es')} of {len(box)} would end before the beginning: xyxy is"
-            " x1, y1, x2, y2; for x, y, width, height say box_format='xywh', or 'cxcywh'"
-        )
-
-
-def _refuse_fractions(found: Array, truth: Array) -> None:
-    """Refuse fractions of the image on one side and pixels on the other."""
-    ends = {"found": found[:, 2:], "the ground truth": truth[:, 2:]}
-    if not all(end.size for end in ends.values()):
-        return
-    for name, other in (("found", "the ground truth"), ("the ground truth", "found")):
-        if ends[name].max() <= 1.05 and ends[other].max() > 10:
-            raise UserError(f"{name}: its boxes are fractions of the image, and those of {other} pixels: make them so")
 
 
 def _kind(value: Any) -> str:

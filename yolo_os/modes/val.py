@@ -318,13 +318,24 @@ def _settled(annotations: Annotations, found: dict[str, Detected]) -> Annotation
 
 def _evaluate(name: str, source: str, annotations: Annotations, found: Detected | None, options: dict[str, Any]) -> Run:
     from yolo_os.evaluation.detection_files import comp4, format_of, read_detections
-    from yolo_os.evaluation.detections import evaluate_detections, from_boxes, suspect_offset
+    from yolo_os.evaluation.detections import (
+        evaluate_detections,
+        from_boxes,
+        refuse_fractions,
+        refuse_inverted,
+        suspect_offset,
+    )
     from yolo_os.modes.val_report import Run
 
     offset = _offset(annotations, options)
     if found is None:
         reading = {key: options[key] for key in ("split", "strict", "first_category")}
         detections = read_detections(source, annotations, pixel_offset=offset, **reading)
+        name_of_source = f"detections={source}"
+        refuse_inverted(
+            detections.box, name_of_source, "x1, y1, x2, y2 are read, and of COCO's JSON x, y, width, height"
+        )
+        refuse_fractions(detections.box, annotations.box, name_of_source)
         if offset == 1 and (suspicion := suspect_offset(annotations, detections)):
             print(f"warning: {source}: {suspicion}", file=sys.stderr)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
+from yolo_os.evaluation.detection_files.comp4 import is_named_so
 from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.images import files_in
@@ -28,8 +29,9 @@ def recognises(path: Path) -> bool:
     """Whether it is a folder of such files: lines begin with a whole number, and fractions follow."""
     if not is_dir(path):
         return False
-    kinds = {kind for file in _files(path)[:_LOOKED_AT] if (kind := _is_yolo(file)) is not None}
-    return kinds == {True}
+    files = _files(path)[:_LOOKED_AT]
+    kinds = {kind for file in files if (kind := _is_yolo(file)) is not None}
+    return kinds == {True} and not all(map(is_named_so, files))
 
 
 def read(folder: Path, annotations: Annotations, how: Reading) -> Detections:
