@@ -113,6 +113,11 @@ def test_what_is_refused(detector, data, in_tmp, capsys, words, said):
     assert not (in_tmp / "runs").exists()
 
 
+def test_of_one_image_it_says_so(detector, data, in_tmp, capsys):
+    assert main(["trace", f"model={detector}", f"data={data}", "images=1", "layers=head"]) == 0
+    assert "training loss of 1 image; closed form" in capsys.readouterr().out
+
+
 def test_an_error_amid_the_rounds_erases_the_bar(capsys):
     def fail():
         with trace_bar() as notice:

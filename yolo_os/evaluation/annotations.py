@@ -175,7 +175,12 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
     root = splits[0].roots[0]
     place = root / "Annotations" if (root / "Annotations").is_dir() else root
     problems = [
-        Problem(place, 0, f"{count} objects of '{name}' left out: the class named is '{named[plain(name)]}'", True)
+        Problem(
+            place,
+            0,
+            f"{counted(count, 'object')} of '{name}' left out: the class named is '{named[plain(name)]}'",
+            True,
+        )
         for name, count in unnamed.items()
         if plain(name) in named
     ]
@@ -183,8 +188,12 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
     alike = [name for name in classes if [plain(other) for other in classes].count(plain(name)) > 1]
     notes = [f"classes whose names differ in writing only are taken as several: {some(alike)}"] if alike else []
     if others:
+        total = sum(others.values())
         shown = some(f"{count} of {name}" for name, count in others.items())
-        notes.append(f"{sum(others.values())} objects are left out, of classes that are not named: {shown}")
+        notes.append(
+            f"{counted(total, 'object')} {'is' if total == 1 else 'are'} left out, of classes that are not named:"
+            f" {shown}"
+        )
     if unnamed and splits[0].absent:
         notes.append(f"no object is of class {some(splits[0].absent)}")
     return problems, notes

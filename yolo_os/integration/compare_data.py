@@ -147,7 +147,7 @@ def _choose_test(wanted: str | None, described: Mapping[str, Any], train: int, d
         why = "its test split is its val or train" if described.get("test") else "it has no test split"
         said = [] if wanted else [f"{data}: {why}, so a part of train is drawn off to be evaluated on, and not learned"]
         return "train", said
-    return "val", [_on_val(data, f"it has no test split of its own, and {train} images to learn from")]
+    return "val", [_on_val(data, f"it has no test split of its own, and {counted(train, 'image')} to learn from")]
 
 
 def _on_val(data: str, why: str) -> str:
@@ -169,7 +169,7 @@ def train_yaml(prepared: Prepared, fraction: float | int, seed: int, task: str) 
     files = files_of(described, "train", task)
     count = fraction if isinstance(fraction, int) else max(1, round(fraction * len(files)))
     if count > len(files):
-        raise UserError(f"fraction={fraction}: {prepared.train_yaml} has {len(files)} images to learn from")
+        raise UserError(f"fraction={fraction}: {prepared.train_yaml} has {counted(len(files), 'image')} to learn from")
     order = np.random.default_rng(seed).permutation(len(files)).tolist()
     return str(write_data(described, file, {"train": sorted(files[place] for place in order[:count])}))
 

@@ -152,7 +152,7 @@ def _said_of(
             f" {drawn.images} shape the shift, {held_out} judge it"
         )
     if not drawn.classes:
-        yield f"none of the {drawn.images} images that shape the shift has a labelled object"
+        yield f"none of the {counted(drawn.images, 'image')} that shape the shift has a labelled object"
     elif len(drawn.classes) == 1 and len(names) > 1:
         name = names[next(iter(drawn.classes))] if max(drawn.classes) < len(names) else next(iter(drawn.classes))
         yield f"all objects in the images that shape the shift are of one class, {name}; the model has {len(names)}"

@@ -202,7 +202,8 @@ def _sure_classes(result: VOCResult, gain: Bootstrap) -> str:
         )
         if p <= 0.05
     ]
-    text = f"classes whose AP10 differs, p corrected for {len(defined)} classes (Holm): {', '.join(sure) or 'none'}"
+    corrected = f"p corrected for {counted(len(defined), 'class', 'es')} (Holm)"
+    text = f"classes whose AP10 differs, {corrected}: {', '.join(sure) or 'none'}"
     needed = math.ceil(2 * len(defined) / 0.05)
     if gain.replicates < needed and not sure:
         text += f" (bootstrap={needed} or more can tell of a single one)"
