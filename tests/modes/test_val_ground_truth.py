@@ -366,6 +366,24 @@ def test_val_of_a_model_on_xml_beside_images(own, digits, capsys):
     assert figures("x.json")["map"] > 0.5
 
 
+@pytest.mark.parametrize("data", ["devkit", "COCO", "XML"])
+def test_val_of_a_model_on_an_image_set_of_any_name(own, digits, data):
+    """As CVAT calls its one set `default`, and VOC has trainval."""
+    images = sorted((own / "images/val").iterdir())
+    kit = own / "kit/VOC2007"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (kit / folder).mkdir(parents=True)
+    for image in images:
+        shutil.copy(digits / f"VOC2007/Annotations/{image.stem}.xml", kit / "Annotations")
+        shutil.copy(image, kit / "JPEGImages")
+    (kit / "ImageSets/Main/default.txt").write_text("".join(f"{image.stem}\n" for image in images))
+    if data == "XML":
+        shutil.rmtree(kit / "ImageSets")
+    source = as_coco(own) if data == "COCO" else kit
+    assert val("model=a.pt", f"data={source}", "split=default", "json=d.json") == 0
+    assert figures("d.json")["map"] > 0.5
+
+
 @pytest.mark.parametrize("kind", ["data.yaml", "classes in another order", "COCO", "XML", "devkit"])
 def test_val_names_the_users_images_where_a_model_can_read_none(own, digits, capsys, kind):
     images = sorted((own / "images/val").iterdir())

@@ -279,25 +279,25 @@ def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]
     reader = devkit if options["devkit"] is not None else reader_of(source)
     order = class_order(classes, names)
     if reader is data_yaml and (order == classes or set(order) != set(names)):
-        return _over(model, source, classes, options)
-    if reader is devkit:
+        return _over(model, source, classes, options, options["split"])
+    if reader is devkit and options["split"] in data_yaml.SPLITS:
         made = devkit_dataset(source, names, year=options["year"], classes=classes)
-        return _over(model, made, order, options)
+        return _over(model, made, order, options, options["split"])
     from yolo_os.conversion.dataset import dataset_of
     from yolo_os.integration.users_paths import made_of
 
     with tempfile.TemporaryDirectory() as folder:
         made = dataset_of(annotations.in_order(order), Path(folder), options["split"])
         made_of(Path(folder), source)
-        return _over(model, made, order, options)
+        return _over(model, made, order, options, "val")
 
 
-def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any]) -> Detected:
+def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any], split: str) -> Detected:
     """Run a model over a split of a data set with these classes."""
     from yolo_os.integration.data import class_names_of
     from yolo_os.integration.detect import detect
 
-    named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
+    named = {key: options[key] for key in ("batch", "device", "workers", "conf", "max_det")} | {"split": split}
     called = options["data"] if options["devkit"] is None else options["devkit"]
     named |= {"imgsz": options["imgsz"] or model.imgsz, "iou": options["nms_iou"]}
     found = detect(model.model, data, called=called, **named)
