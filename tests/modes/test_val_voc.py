@@ -286,6 +286,15 @@ def test_val_of_a_model_whose_names_are_a_list_or_none(some_digits, detector, in
     )
 
 
+@pytest.mark.parametrize("word", ["iou=0", "iou=1.5", "conf=5", "nms_iou=-1", "bootstrap=-5", "bootstrap=1"])
+def test_val_refuses_numbers_by_their_keys_before_anything_runs(kit, good, in_tmp, capsys, word):
+    assert val(kit, good, word) == 2
+    said = capsys.readouterr().err
+    assert f"yolo-os: error: {word}" in said
+    assert ": takes a number" in said
+    assert not (in_tmp / "runs").exists()
+
+
 def test_val_gives_coco_s_numbers_errors_and_parts_with_paired_intervals(kit, good, poor, in_tmp, capsys):
     (in_tmp / "groups.csv").write_text("a,day\nb,night\nc,night\n")
     assert val(kit, f"{poor},{good}", "plots=False", "json=out.json", "groups=groups.csv") == 0

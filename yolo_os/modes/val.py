@@ -111,6 +111,7 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
     from yolo_os.modes.val_report import draw_compared, leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
+    _check_numbers(options)
     check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
     check_folder("val", options)
     say_replaced({"json": options["json"]})
@@ -155,6 +156,18 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
         write_text(as_path(options["json"]), text)
     print(f"results in {folder}")
     return INCOMPLETE if annotations.lost else 0
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Refuse numbers that no evaluation takes, before a model has run for nothing."""
+    iou = options["iou"]
+    if not 0 < iou <= 1:
+        raise UserError(f"iou={iou:g} (iou_threshold={iou}): takes a number above 0, and at most 1")
+    for key in ("conf", "nms_iou"):
+        if not 0 <= options[key] <= 1:
+            raise UserError(f"{key}={options[key]:g}: takes a number from 0 to 1")
+    if options["bootstrap"] is not None and (options["bootstrap"] < 0 or options["bootstrap"] == 1):
+        raise UserError(f"bootstrap={options['bootstrap']}: takes a number of replicates from 2 on, or 0 for none")
 
 
 def _say_tasks(models: dict[str, Checkpoint], task: str) -> None:
