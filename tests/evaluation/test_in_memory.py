@@ -104,7 +104,8 @@ def test_names_that_stand_beside_class_numbers_are_taken(truth, kind):
 
 def test_numbers_of_classes_whose_order_nobody_gave(truth):
     unordered = replace(truth, ordered=False)
-    (warning,) = as_detections(FOUND, unordered).warnings
+    with pytest.warns(UserWarning, match="found has classes by number"):
+        (warning,) = as_detections(FOUND, unordered).warnings
     assert "found has classes by number" in warning
     assert "(0 is cat, 1 is dog)" in warning
     assert not as_detections(FOUND, unordered, names=CLASSES).warnings

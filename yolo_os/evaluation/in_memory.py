@@ -6,6 +6,7 @@ have.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -58,6 +59,9 @@ def as_detections(
         images: ids or paths, for a list; all images of the annotations by default.
         box_format: of arrays and dictionaries: xyxy, xywh (corner) or cxcywh (centre).
 
+    Warns:
+        UserWarning: if the numbers count classes whose order nobody gave, as those of XML files.
+
     Raises:
         UserError: if an image is missing, unknown or given twice, what stands for one is none of these, or boxes are
             evidently of another form.
@@ -82,7 +86,10 @@ def as_detections(
     detections = from_boxes(boxes, known, annotations)
     refuse_inverted(detections.box, "found", _AS_XYXY)
     refuse_fractions(detections.box, annotations.box, "found")
-    return replace(detections, warnings=(warning,)) if warning else detections
+    if not warning:
+        return detections
+    warnings.warn(warning, stacklevel=2)
+    return replace(detections, warnings=(warning,))
 
 
 def as_annotations(
