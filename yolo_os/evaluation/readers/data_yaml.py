@@ -116,9 +116,9 @@ def path_hint(file: Path) -> str:
     """What to add to an error of a data.yaml whose images are not there, if its `path:` is a relative one."""
     try:
         path = str(read_yaml(file / "data.yaml" if is_dir(file) else file).get("path") or "")
+        if not path or as_path(path).is_absolute():
+            return ""
     except (UserError, AttributeError, TypeError):  # which is said where the file is read
-        return ""
-    if not path or as_path(path).is_absolute():
         return ""
     start = "the folder that you are in" if is_dir(as_path(path)) else "Ultralytics' datasets_dir"
     return f" (`path: {path}` starts from {start}, as for Ultralytics; without `path:` the folder of the YAML is meant)"
