@@ -137,6 +137,7 @@ def bad_files(tmp_path_factory, request):
         f"path: {folder}\ntrain: images\nval: images\nnames: {list('0123456789')}\n"
     )
     (folder / "classes.yaml").write_text(f"path: {folder}\ntrain: images\nval: images\nnames: [a, b]\n")
+    (folder / "dot.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames: {list('0123456789')}\n")
     return folder
 
 
@@ -147,6 +148,7 @@ BAD = {
     "headless": (["model={bad}/cls.pt", "data={digits}"], "a Classify head has no prediction layers"),
     "missing data": (["model={model}", "data=none.yaml"], "data=none.yaml"),
     "undownloaded data": (["model={model}", "data=coco8.yaml"], "yolo-os downloads nothing"),
+    "relative path": (["model={model}", "data={bad}/dot.yaml"], "`path: .` starts from the folder that you are in"),
     "no images": (["model={model}", "data={bad}/empty.yaml"], "empty.yaml"),
     "unreadable images": (["model={model}", "data={bad}/unreadable.yaml"], "unreadable.yaml"),
     "other classes": (["model={model}", "data={bad}/classes.yaml"], "has 2 classes and the model 10"),

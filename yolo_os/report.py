@@ -172,7 +172,7 @@ class TraceChange:
         known = "exact" if self.low == self.high else f"95 % [{self.low:+.4g}, {self.high:+.4g}]"
         what = {"head": "over the prediction layers", "all": "over all weights"}.get(self.layers, f"over {self.layers}")
         change = f"{self.before:.4g} -> {self.after:.4g}{share}, {known}"
-        return f"trace of the Hessian {what}, {self.images} images: {change}"
+        return f"trace of the Hessian {what}, {counted(self.images, 'image')}: {change}"
 
 
 @dataclass(frozen=True)

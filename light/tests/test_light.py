@@ -54,6 +54,13 @@ def test_two_detectors_are_compared_with_plots_and_cocos_numbers(found):
     assert len(list((found / "runs/val/exp").glob("*.png"))) >= 2
 
 
+@pytest.mark.parametrize("mode", ["train", "compare", "inspect", "shift", "trace", "val", "voc", "demo"])
+def test_every_mode_shows_its_keys(mode, tmp_path):
+    done = yolo_os(mode, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"yolo-os {mode}: " in done.stdout
+
+
 def test_python_has_the_evaluator_and_says_what_the_rest_needs():
     from yolo_os.voc import as_annotations, as_detections, evaluate_detections
 

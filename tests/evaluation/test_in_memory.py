@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_boxes_in_other_forms(kind, box):
     assert truth.box.tolist() == [[1, 1, 100, 80]]
     assert truth.images == ("0",)
     found = as_detections([[[*box, 0.5, 0]]], truth, box_format=kind)
+    assert str(found) == "1 detection on 1 of 1 image"
     assert evaluate_detections(truth, found).map == 1.0
     with pytest.raises(UserError, match="box_format=yxyx: use one of"):
         as_detections([[[*box, 0.5, 0]]], truth, box_format="yxyx")
@@ -83,6 +85,33 @@ def test_classes_are_matched_by_name(truth):
     assert "Cat is cat" in detections.notes[0]
 
 
+@pytest.mark.parametrize("kind", ["supervision", "ultralytics"])
+def test_names_that_stand_beside_class_numbers_are_taken(truth, kind):
+    found = {}
+    for name, rows in FOUND.items():  # of a detector that numbers them the other way about
+        turned = [[*row[:5], 1 - row[5]] for row in rows]
+        if kind == "supervision":
+            item = of_supervision(turned)
+            item.data = {"class_name": np.array([CLASSES[row[5]] for row in rows])} if rows else {}
+        else:
+            item = of_ultralytics(turned)
+            item.names = {0: "dog", 1: "cat"}
+        found[name] = item
+    detections = as_detections(found, truth)
+    assert evaluate_detections(truth, detections).map == 1.0
+    assert not detections.warnings
+
+
+def test_numbers_of_classes_whose_order_nobody_gave(truth):
+    unordered = replace(truth, ordered=False)
+    with pytest.warns(UserWarning, match="found has classes by number"):
+        (warning,) = as_detections(FOUND, unordered).warnings
+    assert "found has classes by number" in warning
+    assert "(0 is cat, 1 is dog)" in warning
+    assert not as_detections(FOUND, unordered, names=CLASSES).warnings
+    assert not as_detections(FOUND, truth).warnings
+
+
 @pytest.mark.parametrize(
     ("found", "says"),
     [
@@ -99,6 +128,20 @@ def test_classes_are_matched_by_name(truth):
             {**FOUND, "a": SimpleNamespace(xyxy=np.zeros((1, 4)), confidence=None, class_id=np.zeros(1))},
             "its confidence is None",
         ),
+        (
+            {
+                name: [[row[0] / 100, row[1] / 80, row[2] / 100, row[3] / 80, *row[4:]] for row in rows]
+                for name, rows in FOUND.items()
+            },
+            "found: its boxes are fractions of the image, and those of the ground truth pixels",
+        ),
+        (
+            {
+                name: [[*row[:2], row[2] - row[0], row[3] - row[1], *row[4:]] for row in rows]
+                for name, rows in FOUND.items()
+            },
+            r"found: 1 of 3 boxes would end before the beginning.* say box_format='xywh'",
+        ),
         ({**FOUND, "a": object()}, "is a object; an array, a dictionary"),
         (object(), "give a dictionary by image, or a list"),
     ],
@@ -114,6 +157,7 @@ def test_what_is_no_detections_is_named(truth, found, says):
         ([[[1, 2, 3, 4]]], r"\(k, 5\): box, class is needed"),
         ([[[1, 2, 3, 4, 2]]], "class 2 has no name in classes="),
         ([{"boxes": [[1, 2, 3, 4]], "labels": [0, 1]}], "1 boxes and 2 labels"),
+        ([{"boxes": [[50, 50, 20, 20]], "labels": [0]}], "truth: 1 of 1 box would end before the beginning"),
     ],
 )
 def test_what_is_no_ground_truth_is_named(given, says):

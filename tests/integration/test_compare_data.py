@@ -42,7 +42,12 @@ def test_a_test_split_is_used_as_it_is(digits_set, tmp_path):
     prepared = settle(data, tmp_path / "x")
     assert (prepared.test_split, prepared.test_images, prepared.train_images) == ("test", 6, 20)
     assert prepared.train_yaml == prepared.test_yaml == str(data)
-    assert prepared.warnings == ()
+    assert prepared.warnings == (
+        f"{data}: 6 images to test on: intervals are wide, and what so few hold by chance is in every difference; 50 or"
+        " more say more",
+    )
+    enough = listed_dataset(digits_set, tmp_path / "b.yaml", {**PARTS, "test": ("test", slice(0, 50))})
+    assert settle(enough, tmp_path / "z").warnings == ()
 
 
 def test_without_one_a_part_of_train_is_drawn_off_once(digits_set, tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ def test_what_was_killed_goes_on(detector, few, in_tmp):
     assert [int(row["epoch"]) for row in epochs_in(last.parent.parent / "results.csv")] == list(range(1, 16))
     [result] = [json.loads(file.read_text()) for file in folder.rglob("stock-0/result.json")]
     assert {name: len(curve) for name, curve in result["curves"].items()} == dict.fromkeys(result["curves"], 15)
-    assert any("1 trainings were interrupted" in warning for warning in content["warnings"])
+    assert any("interrupted and resumed: 1 training, with" in warning for warning in content["warnings"])
     assert "one seed" in content["verdict"]
 
 

@@ -12,6 +12,7 @@ from ultralytics import YOLO
 from yolo_os import UserError, hessian_trace
 from yolo_os.cli import main
 from yolo_os.heads import find_head
+from yolo_os.integration.flatness import trace_bar
 
 
 @pytest.fixture
@@ -106,8 +107,26 @@ def test_batches_of_ones_own_and_a_model_in_training(detector):
 )
 def test_what_is_refused(detector, data, in_tmp, capsys, words, said):
     assert main(["trace", f"model={detector}", f"data={data}", *words]) == 2
-    assert said in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert not captured.out  # no bar above the error
     assert not (in_tmp / "runs").exists()
+
+
+def test_of_one_image_it_says_so(detector, data, in_tmp, capsys):
+    assert main(["trace", f"model={detector}", f"data={data}", "images=1", "layers=head"]) == 0
+    assert "training loss of 1 image; closed form" in capsys.readouterr().out
+
+
+def test_an_error_amid_the_rounds_erases_the_bar(capsys):
+    def fail():
+        with trace_bar() as notice:
+            notice("trace 12.3")
+            raise UserError("no memory")
+
+    with pytest.raises(UserError):
+        fail()
+    assert capsys.readouterr().out.endswith("\r\x1b[K")
 
 
 def test_models_that_have_no_trace(detector, data, tmp_path):

@@ -63,6 +63,43 @@ def test_val_of_yolo_text_files_with_names_beside_them(kit, in_tmp, capsys):
     assert "names of classes are written otherwise: Dog is dog" in capsys.readouterr().err
 
 
+def unordered(detections, devkit="kit"):
+    """Of annotations whose classes nobody gave an order."""
+    return main(["val", f"detections={detections}", f"devkit={devkit}", "plots=False", "coco=False", "json=out.json"])
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_val_warns_where_class_numbers_have_no_order(in_tmp, capsys, form):
+    write_devkit(in_tmp / "kit", {"a": [("nut", (11, 21, 30, 40)), ("bolt", (51, 51, 60, 60))]}, {"test": "a"})
+    folder_of(in_tmp / "run", {"a.txt": [f"{1 - int(line[0])}{line[1:]}" for line in YOLO["a"]]})
+    found = [{"image_id": "a", "category_id": number, "bbox": [1, 1, 9, 9], "score": 0.5} for number in (1, 2)]
+    (in_tmp / "run.json").write_text(json.dumps(found))
+    source, first = ("run", 0) if form == "text" else ("run.json", 1)
+    assert unordered(source) == 0
+    said = capsys.readouterr().err
+    assert f"warning: {source} has classes by number, and XML files name theirs without" in said
+    assert f"({first} is bolt, {first + 1} is nut); where that is wrong" in said
+    assert "classes=NAME,NAME,..." in said
+    assert form == "json" or figures()["map"] == 1.0
+    if form == "text":
+        (in_tmp / "run/classes.txt").write_text("bolt\nnut\n")
+        assert unordered(source) == 0
+        assert "classes by number" not in capsys.readouterr().err
+
+
+def test_val_refuses_class_numbers_that_would_all_be_of_classes_without_an_object(in_tmp, capsys):
+    objects = [("person", (11, 21, 30, 40)), ("car", (51, 51, 60, 60))]  # of VOC's 20 classes
+    write_devkit(in_tmp / "kit", {"a": objects}, {"test": "a"})
+    folder_of(in_tmp / "run", {"a.txt": YOLO["a"]})
+    assert unordered("run") == 2
+    said = capsys.readouterr().err
+    assert "run: what its class numbers mean can't be told" in said
+    assert "0 is aeroplane, 1 is bicycle, of which there is no object: say the detector's order with classes=" in said
+    words = ["val", "detections=run", "devkit=kit", "classes=person,car", "plots=False", "coco=False", "json=out.json"]
+    assert main(words) == 0
+    assert figures()["map"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -141,6 +178,30 @@ def test_val_names_what_json_is(kit, in_tmp, capsys, content, says):
 def test_val_takes_boxes_that_reach_a_little_over_the_border(kit, in_tmp):
     (in_tmp / "d.json").write_text(json.dumps(entries([[60, 60, 43, 21]] * 8 + [[0, 0, 100, 80]] * 8)))
     assert val("d.json") == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("a 0.9 51 51 10 10", "detections=d: 2 of 2 boxes would end before the beginning: x1, y1, x2, y2 are read"),
+        (
+            "a 0.9 0.51 0.51 0.6 0.6",
+            "detections=d: its boxes are fractions of the image, and those of the ground truth",
+        ),
+    ],
+)
+def test_val_refuses_text_files_with_boxes_of_another_form(kit, in_tmp, capsys, line, says):
+    comp4(in_tmp / "d", comp4_det_test_cat=[line], comp4_det_test_dog=[line])
+    assert val("d") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_val_takes_files_named_after_classes_for_comp4_even_if_ids_are_numbers(in_tmp, capsys):
+    """A line `0 0.9 x1 y1 x2 y2` of fractions has the form of YOLO's."""
+    write_devkit(in_tmp / "kit", {"0": [("cat", (11, 21, 30, 40))]}, {"test": "0"})
+    comp4(in_tmp / "d", comp4_det_test_cat=["0 0.9 0.1 0.25 0.3 0.5"])
+    assert main(["val", "detections=d", "devkit=kit", "classes=cat", "plots=False", "coco=False"]) == 2
+    assert "its boxes are fractions of the image" in capsys.readouterr().err
 
 
 def test_val_of_no_detections_at_all_says_so(kit, in_tmp, capsys):

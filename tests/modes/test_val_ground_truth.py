@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import yaml
@@ -99,6 +100,18 @@ def test_val_finds_images_as_ultralytics_does(yolo, good, listed):
     assert val("detections=good", f"data={file}", "split=val", "json=out.json") == 0
     assert figures()["map"] == 1.0
     assert figures()["classes"]["dog"]["npos"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "start"), [(".", "the folder that you are in"), ("nowhere", "Ultralytics' datasets_dir")]
+)
+def test_val_says_where_a_relative_path_starts_from(yolo, good, capsys, path, start):
+    (yolo / "ds/my.yaml").write_text(yaml.safe_dump({"path": path, "val": "images/val", "names": CLASSES}))
+    assert val("detections=good", "data=ds/my.yaml", "split=val") == 2
+    said = capsys.readouterr().err
+    assert "data=ds/my.yaml: " in said
+    assert "images/val: no such folder of images" in said
+    assert f"(`path: {path}` starts from {start}, as for Ultralytics; without `path:` the folder of the YAML is" in said
 
 
 def test_val_of_labels_as_polygons_and_with_keypoints(yolo, good):
@@ -351,6 +364,77 @@ def test_val_of_a_model_on_xml_beside_images(own, digits, capsys):
     assert "val of images: 6 images" in capsys.readouterr().out
     assert list(figures("x.json")["classes"])[:3] == ["zero", "one", "two"]  # the model's order
     assert figures("x.json")["map"] > 0.5
+
+
+@pytest.mark.parametrize("data", ["devkit", "COCO", "XML"])
+def test_val_of_a_model_on_an_image_set_of_any_name(own, digits, data):
+    """As CVAT calls its one set `default`, and VOC has trainval."""
+    images = sorted((own / "images/val").iterdir())
+    kit = own / "kit/VOC2007"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (kit / folder).mkdir(parents=True)
+    for image in images:
+        shutil.copy(digits / f"VOC2007/Annotations/{image.stem}.xml", kit / "Annotations")
+        shutil.copy(image, kit / "JPEGImages")
+    (kit / "ImageSets/Main/default.txt").write_text("".join(f"{image.stem}\n" for image in images))
+    if data == "XML":
+        shutil.rmtree(kit / "ImageSets")
+    source = as_coco(own) if data == "COCO" else kit
+    assert val("model=a.pt", f"data={source}", "split=default", "json=d.json") == 0
+    assert figures("d.json")["map"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["data.yaml", "classes in another order", "COCO", "XML", "devkit"])
+def test_val_names_the_users_images_where_a_model_can_read_none(own, digits, capsys, kind):
+    images = sorted((own / "images/val").iterdir())
+    data = own / "data.yaml"
+    if kind == "classes in another order":
+        described = yaml.safe_load(data.read_text())
+        data.write_text(yaml.safe_dump(described | {"names": described["names"][::-1]}))
+    elif kind == "COCO":
+        data = as_coco(own)
+    elif kind == "XML":
+        data = own / "images"
+        for image in images:
+            shutil.copy(digits / f"VOC2007/Annotations/{image.stem}.xml", image.parent)
+    elif kind == "devkit":
+        for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (own / "kit/VOC2007" / folder).mkdir(parents=True)
+        (own / "kit/VOC2007/ImageSets/Main/val.txt").write_text("".join(f"{image.stem}\n" for image in images))
+        for image in images:
+            shutil.copy(digits / f"VOC2007/Annotations/{image.stem}.xml", own / "kit/VOC2007/Annotations")
+        images = [image.rename(own / "kit/VOC2007/JPEGImages" / image.name) for image in images]
+        data = own / "kit"
+    for image in images:
+        image.write_bytes(image.read_bytes()[:900])  # whose header can be read
+    assert val("model=a.pt", f"data={data}", "split=val") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"yolo-os: error: data={data}: " in error
+    assert str(images[0]) in error
+    assert tempfile.gettempdir() not in error.replace(str(own.parent), "")
+    assert ".yolo_os.cache" not in error
+
+
+def test_val_of_a_model_over_an_xml_file_without_its_image(own, digits, capsys):
+    for image in sorted((own / "images/val").iterdir()):
+        shutil.copy(digits / f"VOC2007/Annotations/{image.stem}.xml", image.parent)
+    image.unlink()
+    assert val("model=a.pt", f"data={own}/images", "split=val") == 3
+    assert f"{image.stem}.xml: the image is missing: left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("batch=0", "batch=0: takes a whole number from 1"),
+        ("max_det=0", "max_det=0: takes a whole number from 1"),
+        ("imgsz=0", "imgsz=0: takes"),
+        ("device=cuda:99", "error: device=cuda:99: "),
+    ],
+)
+def test_val_names_the_key_of_a_model_that_is_wrong(own, capsys, word, says):
+    assert val("model=a.pt", f"data={own}/data.yaml", "split=val", word) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_val_of_a_model_where_the_data_are_named_from_the_folder_one_is_in(own, digits):

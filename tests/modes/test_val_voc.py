@@ -91,6 +91,10 @@ def test_val_compares(kit, good, poor, in_tmp, capsys):
     assert gain["over"] == "poor"
     assert gain["map"]["value"] == pytest.approx(5 / 6)
     assert gain["ap"]["dog"]["value"] == 1.0
+    low, high = (gain["ap"]["dog"][edge] for edge in ("low", "high"))
+    (row,) = (line for line in out.splitlines() if line.startswith("dog"))
+    assert row.split()[3:] == ["+1.0000", f"[{low:+.4f},", f"{high:+.4f}]", "1*"]
+    assert "classes of 10 boxes or more" not in out  # of which there is none
     assert (in_tmp / "runs/val/exp/good_gain.png").stat().st_size > 1000
     assert (in_tmp / "runs/val/exp/poor_pr_curves.png").exists()
     assert (in_tmp / "runs/val/exp/pr_curves.png").stat().st_size > 1000
@@ -282,6 +286,15 @@ def test_val_of_a_model_whose_names_are_a_list_or_none(some_digits, detector, in
     )
 
 
+@pytest.mark.parametrize("word", ["iou=0", "iou=1.5", "conf=5", "nms_iou=-1", "bootstrap=-5", "bootstrap=1"])
+def test_val_refuses_numbers_by_their_keys_before_anything_runs(kit, good, in_tmp, capsys, word):
+    assert val(kit, good, word) == 2
+    said = capsys.readouterr().err
+    assert f"yolo-os: error: {word}" in said
+    assert ": takes a number" in said
+    assert not (in_tmp / "runs").exists()
+
+
 def test_val_gives_coco_s_numbers_errors_and_parts_with_paired_intervals(kit, good, poor, in_tmp, capsys):
     (in_tmp / "groups.csv").write_text("a,day\nb,night\nc,night\n")
     assert val(kit, f"{poor},{good}", "plots=False", "json=out.json", "groups=groups.csv") == 0
@@ -310,6 +323,8 @@ def test_val_gives_coco_s_numbers_errors_and_parts_with_paired_intervals(kit, go
     night = figures["slices"]["group"]["night"]
     assert night["detectors"]["good"]["map"] == 1.0
     assert night["gains"]["good"]["coco"]["AP"]["value"] > 0
+    assert set(night["gains"]["good"]["ap"]) == set(night["gains"]["good"]["ap07"]) == {"cat", "dog"}
+    assert "; AP75 " in out.partition("group night")[2]
     assert set(figures["slices"]["size"]) == {"small", "medium", "large"}
 
 

@@ -43,6 +43,15 @@ def test_a_rare_class_is_marked_and_does_not_set_the_axis(figures, tmp_path):
     assert side[3].split() == ["+1.0000", "2", "boxes"]
 
 
+def test_where_all_classes_are_rare_their_values_set_the_axis(figures, tmp_path):
+    first, second = results()
+    gain = bootstrap(first, second, replicates=50, min_boxes=100)
+    gain = replace(gain, ap=(gain.ap[0], replace(gain.ap[1], low=-5.0, high=5.0)))
+    evaluation.plot_differences(first.names, gain, "t", tmp_path / "x.png", first.npos.tolist())
+    low, high = figures[0].axes[0].get_xlim()
+    assert low < gain.ap[0].value < gain.ap[1].value < high < 2
+
+
 def test_curves_of_two_detectors_lie_in_one_panel_with_their_names(figures, tmp_path):
     first, second = results()
     evaluation.plot_compared_curves({"old": first, "new": second}, tmp_path / "x.png")
@@ -51,6 +60,15 @@ def test_curves_of_two_detectors_lie_in_one_panel_with_their_names(figures, tmp_
     assert [len(axis.lines) for axis in panels] == [2, 2]
     texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert texts == [f"old: mAP10 {first.map:.4f}", f"new: mAP10 {second.map:.4f}"]
+
+
+def test_texts_lie_above_low_curves(figures, tmp_path):
+    first, _ = results()
+    evaluation.plot_curves(first, tmp_path / "x.png")
+    evaluation.plot_compared_curves({"old": first}, tmp_path / "x.png")
+    for figure in figures:
+        high, low = ([text.get_position()[1] for text in axis.texts] for axis in figure.axes[:2])
+        assert max(high) < 0.5 < min(low)
 
 
 def test_what_each_image_adds_to_a_gain():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from yolo_os.comparison import report
 from yolo_os.comparison.report import Content
+from yolo_os.terminal import counted
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -64,7 +65,7 @@ def page(content: Content, plots: Sequence[Picture], changed: Sequence[Picture],
     parts += [f"<h2>{'The mean over all data sets' if several else 'Result'}</h2>"]
     parts += [_table(*report.arm_rows(content["arms"], content))]
     for cell in content["cells"] if several else []:
-        parts += [f"<h3>{escape(cell['name'])}: {cell['images']} images</h3>"]
+        parts += [f"<h3>{escape(cell['name'])}: {counted(cell['images'], 'image')}</h3>"]
         parts += [_table(*report.arm_rows(cell["arms"], content))]
     parts += map(_figure, plots)
     parts += ["<h2>What it takes to see more</h2>", _table(*report.power_rows(content))]

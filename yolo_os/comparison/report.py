@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_os.comparison.resampling import METRICS
-from yolo_os.terminal import in_table
+from yolo_os.terminal import counted, in_table
 
 Content = Mapping[str, Any]
 
@@ -23,7 +23,7 @@ def markdown(content: Content) -> str:
     lines += [*table(*arm_rows(content["arms"], content)), ""]
     for cell in content["cells"] if several else []:
         lines += [
-            f"### {in_table(cell['name'])}: {cell['images']} images",
+            f"### {in_table(cell['name'])}: {counted(cell['images'], 'image')}",
             "",
             *table(*arm_rows(cell["arms"], content)),
             "",
@@ -46,7 +46,8 @@ def title(content: Content) -> str:
 def how(content: Content) -> str:
     """What the figures are of."""
     cells = (
-        ", ".join(f"{in_table(cell['name'])} ({cell['images']} images)" for cell in content["cells"]) or "nothing yet"
+        ", ".join(f"{in_table(cell['name'])} ({counted(cell['images'], 'image')})" for cell in content["cells"])
+        or "nothing yet"
     )
     runs = content["runs"]
     return (

@@ -14,6 +14,7 @@ from yolo_os.comparison.resampling import METRICS, Found, Replicates, Truth, dra
 from yolo_os.comparison.statistics import MARGIN, Difference, holm, mean_of, paired, verdict, word
 from yolo_os.evaluation.arrays import Floats
 from yolo_os.plain_yaml import read_yaml
+from yolo_os.terminal import counted
 
 MAIN = next(iter(METRICS))
 _NOTHING = 0.01  # AP50-95 of a training that has not begun to work
@@ -136,8 +137,8 @@ def summarise(measured: Measured, margin: float = MARGIN) -> dict[str, Any]:
     resumed = sum(bool((measured.result(run) or {}).get("resumed")) for run in measured.runs if run.after is None)
     if resumed:
         said.append(
-            f"{resumed} trainings were interrupted and resumed: their images came in another order than those of the "
-            "other arms, which widens intervals, and they count in no time"
+            f"interrupted and resumed: {counted(resumed, 'training')}, with images in another order than those of the "
+            "other arms, which widens intervals, and counted in no time"
         )
     return {
         "model": config.model,

@@ -132,7 +132,9 @@ def dataset_for(
 
 
 def dataset_of(annotations: Annotations, folder: Path, split: str) -> Path:
-    """The `data.yaml` of a data set of one split, made in an empty folder of any annotations; images are linked.
+    """The `data.yaml` of a data set made in an empty folder of any annotations, as its `val`; images are linked.
+
+    Ultralytics resolves the paths of train, val and test only, and the image set may have any name, `split`.
 
     Objects that are difficult, and crowds, are left out of the labels.
 
@@ -147,7 +149,7 @@ def dataset_of(annotations: Annotations, folder: Path, split: str) -> Path:
             " with images="
         )
     names = [f"images/{name}" for name in folder_names(split, annotations.roots)]
-    content = {"train": [], "val": [], split: names, "names": dict(enumerate(annotations.classes))}
+    content = {"train": [], "val": names, "names": dict(enumerate(annotations.classes))}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
     return folder / "data.yaml"

@@ -40,8 +40,9 @@ class Problem:
 
 
 def unusable_image(file: Path) -> Problem:
-    """The problem of an image that is not there, or can't be read."""
-    what = "can't be read (damaged, cut short or under 10 pixels)" if file.is_file() else "is missing"
+    """The problem of an image that is not there (an XML file stands for one that nothing names), or can't be read."""
+    there = file.is_file() and file.suffix.lower() != ".xml"
+    what = "can't be read (damaged, cut short or under 10 pixels)" if there else "is missing"
     return Problem(file, 0, f"the image {what}: left out", True)
 
 
@@ -79,6 +80,8 @@ class Annotations:
             use in their place; empty where it gives none.
         unnamed: how many objects were left out of each class that is not among `classes`.
         absent: where objects were left out, those of `classes` that no file has, of whatever image set.
+        ordered: whether `classes` are in an order of the data or of the user, in which detectors may number them;
+            XML files only name classes, and those are sorted.
     """
 
     classes: tuple[str, ...]
@@ -107,6 +110,7 @@ class Annotations:
     warnings: tuple[str, ...] = ()
     unnamed: dict[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    ordered: bool = True
 
     @property
     def lost(self) -> tuple[Problem, ...]:
@@ -171,7 +175,12 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
     root = splits[0].roots[0]
     place = root / "Annotations" if (root / "Annotations").is_dir() else root
     problems = [
-        Problem(place, 0, f"{count} objects of '{name}' left out: the class named is '{named[plain(name)]}'", True)
+        Problem(
+            place,
+            0,
+            f"{counted(count, 'object')} of '{name}' left out: the class named is '{named[plain(name)]}'",
+            True,
+        )
         for name, count in unnamed.items()
         if plain(name) in named
     ]
@@ -179,8 +188,12 @@ def said_of_classes(splits: Sequence[Annotations]) -> tuple[list[Problem], list[
     alike = [name for name in classes if [plain(other) for other in classes].count(plain(name)) > 1]
     notes = [f"classes whose names differ in writing only are taken as several: {some(alike)}"] if alike else []
     if others:
+        total = sum(others.values())
         shown = some(f"{count} of {name}" for name, count in others.items())
-        notes.append(f"{sum(others.values())} objects are left out, of classes that are not named: {shown}")
+        notes.append(
+            f"{counted(total, 'object')} {'is' if total == 1 else 'are'} left out, of classes that are not named:"
+            f" {shown}"
+        )
     if unnamed and splits[0].absent:
         notes.append(f"no object is of class {some(splits[0].absent)}")
     return problems, notes

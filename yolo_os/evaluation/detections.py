@@ -13,8 +13,13 @@ from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations, unusable_image
 from yolo_os.evaluation.names import match_names, some, written_otherwise
 from yolo_os.evaluation.readers.data_yaml import folder_names
+from yolo_os.evaluation.readers.devkit import VOC_CLASSES
 from yolo_os.evaluation.text import find_id, nfc
 from yolo_os.evaluation.voc import VOCResult, evaluate_voc
+from yolo_os.terminal import counted
+
+_MOST_INVERTED = 0.3  # of the boxes, before they are of another form for sure
+_MOST_OF_FRACTIONS, _LEAST_OF_PIXELS = 1.05, 10.0  # where all boxes together end
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class Detections:
         score: shape (k,).
         dropped: how many detections were left out, by reason.
         notes: what the reader should know about how the file was understood.
+        warnings: what may make every figure wrong.
     """
 
     classes: tuple[str, ...]
@@ -40,10 +46,12 @@ class Detections:
     score: NDArray[np.float64]
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line: how many, and what was left out."""
-        parts = [f"{len(self.score)} detections on {len(np.unique(self.image))} of {len(self.images)} images"]
+        images = f"{len(np.unique(self.image))} of {counted(len(self.images), 'image')}"
+        parts = [f"{counted(len(self.score), 'detection')} on {images}"]
         return "; ".join([*parts, *(f"{count} {reason} left out" for reason, count in self.dropped.items())])
 
 
@@ -226,6 +234,65 @@ def suspect_offset(annotations: Annotations, detections: Detections) -> str | No
             " four numbers of each box"
         )
     return None
+
+
+def refuse_inverted(box: NDArray[np.float64], name: str, wanted: str) -> None:
+    """Refuse boxes many of which end before they begin, rather than score them as misses.
+
+    Args:
+        box: shape (k, 4); x1, y1, x2, y2, inclusive.
+        name: of what holds them.
+        wanted: says what form is read.
+    """
+    inverted = (box[:, 2:] < box[:, :2] - 1).any(axis=1)
+    if inverted.size and inverted.mean() > _MOST_INVERTED:
+        raise UserError(
+            f"{name}: {inverted.sum()} of {counted(len(box), 'box', 'es')} would end before the beginning: {wanted}"
+        )
+
+
+def refuse_fractions(found: NDArray[np.float64], truth: NDArray[np.float64], name: str) -> None:
+    """Refuse boxes of which one side has fractions of the image, and the other pixels; each of shape (k, 4)."""
+    if not found.size or not truth.size:
+        return
+    ends = {name: found[:, 2:].max(), "the ground truth": truth[:, 2:].max()}
+    for each, other in ((name, "the ground truth"), ("the ground truth", name)):
+        if ends[each] <= _MOST_OF_FRACTIONS and ends[other] > _LEAST_OF_PIXELS:
+            raise UserError(f"{each}: its boxes are fractions of the image, and those of {other} pixels: make them so")
+
+
+def said_of_order(source: object, annotations: Annotations, first: int, labels: Iterable[int]) -> str | None:
+    """A warning where class numbers of detections are taken in an order of classes that nobody gave.
+
+    Args:
+        source: what has the numbers, to name it.
+        annotations: whose classes they count.
+        first: the number of the first class.
+        labels: which classes occur, from 0.
+
+    Returns:
+        None where no number occurs, the order is known, there is one class, or all of VOC's 20, which everyone sorts.
+
+    Raises:
+        UserError: if no object is of any class that occurs, so that it can't be the order.
+    """
+    classes, used = annotations.classes, sorted(set(labels))
+    there = set(annotations.class_index.tolist())
+    if not used or annotations.ordered or len(classes) == 1:
+        return None
+    if classes == VOC_CLASSES and len(there) == len(classes):
+        return None
+    taken = some((f"{first + label} is {classes[label]}" for label in used), 10)
+    ask = "say the detector's order with classes=NAME,NAME,..."
+    if not there & set(used):
+        raise UserError(
+            f"{source}: what its class numbers mean can't be told: XML files name classes without numbers, and in the"
+            f" order of the alphabet {taken}, of which there is no object: {ask}"
+        )
+    return (
+        f"{source} has classes by number, and XML files name theirs without: numbers are taken in the order of the"
+        f" alphabet ({taken}); where that is wrong so is every figure, and then {ask}"
+    )
 
 
 def _starts(box: NDArray[np.float64]) -> tuple[int, int]:

@@ -6,8 +6,9 @@ have.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,19 @@ from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.detections import Detections, from_boxes, image_numbers
+from yolo_os.evaluation.detections import (
+    Detections,
+    from_boxes,
+    image_numbers,
+    refuse_fractions,
+    refuse_inverted,
+    said_of_order,
+)
 from yolo_os.evaluation.names import some
 from yolo_os.evaluation.readers.listed import Item, ListedImage, annotations_of
 
 Array = NDArray[np.float64]
+_AS_XYXY = "xyxy is x1, y1, x2, y2; for x, y, width, height say box_format='xywh', or 'cxcywh'"
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -45,13 +54,17 @@ def as_detections(
 
             An image on which nothing was found has an empty one.
         annotations: of the images.
-        names: what the class numbers are called, matched to the classes of the annotations by name; by default they
-            count these.
+        names: what the class numbers are called, matched to the classes of the annotations by name; by default as
+            results of Ultralytics (`names`) and supervision (`data["class_name"]`) say, else they count these classes.
         images: ids or paths, for a list; all images of the annotations by default.
         box_format: of arrays and dictionaries: xyxy, xywh (corner) or cxcywh (centre).
 
+    Warns:
+        UserWarning: if the numbers count classes whose order nobody gave, as those of XML files.
+
     Raises:
-        UserError: if an image is missing, unknown or given twice, or what stands for one is none of these.
+        UserError: if an image is missing, unknown or given twice, what stands for one is none of these, or boxes are
+            evidently of another form.
     """
     by_image = _by_image(found, annotations.images if images is None else images, "found")
     numbers = image_numbers(by_image, annotations)
@@ -62,13 +75,21 @@ def as_detections(
     without = [image for number, image in enumerate(annotations.images) if number not in there]
     if without:
         raise UserError(f"found: has nothing for {some(without)} ({len(without)} of {len(annotations.images)} images)")
-    known = dict(enumerate(annotations.classes)) if names is None else dict(_numbered(names))
+    said = _names_said(by_image.values()) if names is None else dict(_numbered(names))
+    known = said or dict(enumerate(annotations.classes))
     boxes = {image: _scored(item, f"found[{image!r}]", box_format) for image, item in by_image.items()}
     labels = {int(label) for rows in boxes.values() for label in np.unique(rows[:, 5])}
     strange = sorted(label for label in labels if label not in known)
     if strange:
         raise UserError(f"found: class {strange[0]} has no name; names= has {some(map(str, known))}")
-    return from_boxes(boxes, known, annotations)
+    warning = None if said else said_of_order("found", annotations, 0, labels)
+    detections = from_boxes(boxes, known, annotations)
+    refuse_inverted(detections.box, "found", _AS_XYXY)
+    refuse_fractions(detections.box, annotations.box, "found")
+    if not warning:
+        return detections
+    warnings.warn(warning, stacklevel=2)
+    return replace(detections, warnings=(warning,))
 
 
 def as_annotations(
@@ -93,7 +114,8 @@ def as_annotations(
         box_format: as for `as_detections`.
 
     Raises:
-        UserError: if a class has no name, or what stands for an image is none of these.
+        UserError: if a class has no name, what stands for an image is none of these, or boxes are evidently of
+            another form.
     """
     ids = [str(number) for number in range(len(truth))] if images is None else images
     by_image = _by_image(truth, ids, "truth")
@@ -109,6 +131,7 @@ def as_annotations(
             corners = (x1 + 1, y1 + 1, x2, y2)  # the pixels that they cover, counted from 1
             flags = bool(crowd[row]), bool(difficult[row])
             items.append(Item(number, int(label[row]), corners, float(area[row]), *flags))
+    refuse_inverted(np.array([item.box for item in items]).reshape(-1, 4), "truth", _AS_XYXY)
     known = sizes or {}
     listed = [ListedImage(Path(image), known.get(image, (0.0, 0.0)), False) for image in by_image]
     annotations = annotations_of(classes, listed, items, (Path(), "truth"), (), ())
@@ -126,6 +149,18 @@ def _by_image(given: Mapping[str, Any] | Sequence[Any], images: Sequence[str], n
     if twice:
         raise UserError(f"images: {twice[0]} is named twice")
     return dict(zip(map(str, images), given))
+
+
+def _names_said(items: Iterable[Any]) -> dict[int, str]:
+    """What class numbers are called, as results of Ultralytics and supervision have it beside them; else nothing."""
+    said: dict[int, str] = {}
+    for item in items:
+        data, numbers = getattr(item, "data", None), getattr(item, "class_id", None)
+        if isinstance(getattr(item, "names", None), Mapping):
+            said |= item.names
+        elif isinstance(data, Mapping) and "class_name" in data and numbers is not None:
+            said |= zip(map(int, numbers), map(str, data["class_name"]))
+    return said
 
 
 def _numbered(names: Mapping[int, str] | Sequence[str]) -> Mapping[int, str]:

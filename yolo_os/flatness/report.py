@@ -9,6 +9,7 @@ from typing import Any
 from yolo_os.files import write_json
 from yolo_os.flatness.estimate import Estimate
 from yolo_os.flatness.sharpness import Sharpness
+from yolo_os.terminal import counted
 
 _TITLES = {
     "trace": "trace of the Hessian",
@@ -180,7 +181,7 @@ class TraceReport:
         if self.differences:
             lines += ["", f"less that of {self.models[0].model}, 95 % intervals:"]
         lines += [f"  {difference}" for difference in self.differences]
-        lines += ["", f"training loss of {self.images} images; {self.estimator}; {self.seconds:.1f} s"]
+        lines += ["", f"training loss of {counted(self.images, 'image')}; {self.estimator}; {self.seconds:.1f} s"]
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
     def to_dict(self) -> dict[str, Any]:

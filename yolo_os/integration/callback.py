@@ -279,16 +279,17 @@ class ShiftCallback:
             with written_whole(file) as temporary:
                 settings = {**self.to_dict(), "toward": origin}  # which a resumed training could not tell any more
                 temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        length = f"{counted(trainer.epochs, 'epoch')} of {counted(batches, 'batch', 'es')}"
         if off:
             LOGGER.warning(
-                f"{SAYS}every={self.schedule.every} is beyond the end of this training ({trainer.epochs} epochs of "
-                f"{batches} batches): it runs without shifts, and its weights are saved as they are"
+                f"{SAYS}every={self.schedule.every} is beyond the end of this training ({length}): it"
+                f" runs without shifts, and its weights are saved as they are"
             )
         else:
             LOGGER.info(f"{SAYS}{self}")
             if self.schedule.every is not None and not count and not trainer.args.time:
                 LOGGER.warning(
-                    f"{SAYS}no shift will come during this training of {trainer.epochs} epochs of {batches} batches, "
+                    f"{SAYS}no shift will come during this training of {length}, "
                     f"{trainer.accumulate} to an optimizer step once it has warmed up: take an earlier start= or a "
                     "smaller every="
                 )

@@ -44,6 +44,7 @@ from yolo_os.integration.runtime import choose_device
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.plots.compare_page import write_report
 from yolo_os.shifter import check_finite
+from yolo_os.terminal import counted
 
 Say = Callable[[str], None]
 REPLICATES = 400
@@ -122,14 +123,14 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
             for warning in each.warnings:
                 say(f"warning: {warning}")
         mean = _guess(config, model, list(prepared.values()))
-    say(f"{len(runs_of(known))} runs in {folder}:")
+    say(f"{counted(len(runs_of(known)), 'run')} in {folder}:")
     for run in runs_of(known):
         state = "done" if run.done else f"failed ({run.failure}), again" if run.failure else "to do"
         what = f"shift of {run.after.arm.name}" if run.after else "training"
         say(f"  {run.label}: {what}, {state}")
     for name, each in prepared.items():
-        said = f"{each.train_images} images to learn from, {each.test_images} of {each.test_split} to evaluate on"
-        say(f"{name}: {said}")
+        said = f"{counted(each.train_images, 'image')} to learn from, {each.test_images} of {each.test_split}"
+        say(f"{name}: {said} to evaluate on")
     left = Clock(known, workers, mean).left()
     say(f"estimated time: {duration(left)} (from {'finished runs' if _any_done(known) else 'one batch'}, so roughly)")
     return left

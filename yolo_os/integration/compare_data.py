@@ -23,9 +23,11 @@ from yolo_os.files import as_path, write_json, write_text
 from yolo_os.integration.data import devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.guard import guarded
 from yolo_os.plain_yaml import read_yaml
+from yolo_os.terminal import counted
 
 # With fewer images than this no part of train is drawn off: a test on a dozen images says nothing.
 LEAST_TRAIN = 100
+_FEW = 50  # images to test on, of which fewer bring a caution
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ def _prepare(
             f"data={data}: {len(seen)} images are in both train and test, such as {min(seen)}: take them out of one, "
             "or give test=train, which draws images off train"
         )
+    if len(truth.files) < _FEW:
+        warnings.append(
+            f"{data}: {counted(len(truth.files), 'image')} to test on: intervals are wide, and what so few hold by"
+            f" chance is in every difference; {_FEW} or more say more"
+        )
     truth.save(folder / TRUTH)
     return Prepared(
         str(folder), train_yaml, test_yaml, test, len(train), len(truth.files), plain(made_of), tuple(warnings)
@@ -140,7 +147,7 @@ def _choose_test(wanted: str | None, described: Mapping[str, Any], train: int, d
         why = "its test split is its val or train" if described.get("test") else "it has no test split"
         said = [] if wanted else [f"{data}: {why}, so a part of train is drawn off to be evaluated on, and not learned"]
         return "train", said
-    return "val", [_on_val(data, f"it has no test split of its own, and {train} images to learn from")]
+    return "val", [_on_val(data, f"it has no test split of its own, and {counted(train, 'image')} to learn from")]
 
 
 def _on_val(data: str, why: str) -> str:
@@ -162,7 +169,7 @@ def train_yaml(prepared: Prepared, fraction: float | int, seed: int, task: str) 
     files = files_of(described, "train", task)
     count = fraction if isinstance(fraction, int) else max(1, round(fraction * len(files)))
     if count > len(files):
-        raise UserError(f"fraction={fraction}: {prepared.train_yaml} has {len(files)} images to learn from")
+        raise UserError(f"fraction={fraction}: {prepared.train_yaml} has {counted(len(files), 'image')} to learn from")
     order = np.random.default_rng(seed).permutation(len(files)).tolist()
     return str(write_data(described, file, {"train": sorted(files[place] for place in order[:count])}))
 

@@ -22,6 +22,7 @@ from yolo_os.conversion.dataset import dataset_for
 from yolo_os.distributed import first_process_first, rank, world_size
 from yolo_os.errors import UserError
 from yolo_os.evaluation.names import match_names, some
+from yolo_os.evaluation.readers.data_yaml import path_hint
 from yolo_os.evaluation.readers.devkit import class_names, find_roots
 from yolo_os.evaluation.readers.devkit import recognises as is_devkit
 from yolo_os.files import as_path
@@ -151,7 +152,7 @@ def _said_of(
             f" {drawn.images} shape the shift, {held_out} judge it"
         )
     if not drawn.classes:
-        yield f"none of the {drawn.images} images that shape the shift has a labelled object"
+        yield f"none of the {counted(drawn.images, 'image')} that shape the shift has a labelled object"
     elif len(drawn.classes) == 1 and len(names) > 1:
         name = names[next(iter(drawn.classes))] if max(drawn.classes) < len(names) else next(iter(drawn.classes))
         yield f"all objects in the images that shape the shift are of one class, {name}; the model has {len(names)}"
@@ -336,7 +337,10 @@ def read_description(source: str | Path, data: object) -> dict[str, Any]:
         with guarded():
             described: dict[str, Any] = check_det_dataset(str(source), autodownload=False)
     except Exception as error:  # FileNotFoundError, SyntaxError, TypeError, YAML errors
-        raise UserError(f"data={data}: {' '.join(str(error).split())} (yolo-os downloads nothing)") from None
+        text = " ".join(str(error).split())
+        if isinstance(error, FileNotFoundError) and (hint := path_hint(as_path(source))):
+            text = text.partition(" Note dataset download")[0] + hint
+        raise UserError(f"data={data}: {text} (yolo-os downloads nothing)") from None
     return described
 
 

@@ -28,9 +28,12 @@ from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import check_channels, class_names_of, describe, task_of
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import as_one_process, quiet, unhurried
+from yolo_os.integration.users_paths import in_users_paths
 from yolo_os.loss import LossMean, training_loss
+from yolo_os.terminal import shown
 
 _VALIDATORS = {"detect": DetectionValidator, "segment": SegmentationValidator, "pose": PoseValidator}
+_MOST = 500  # letters of an error of Ultralytics, which names every image
 Boxes = dict[str, NDArray[np.float64]]
 
 
@@ -71,7 +74,8 @@ def validating(data: str | Path) -> Iterator[Path]:
         except (RuntimeError, ValueError, FileNotFoundError, AssertionError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"data={data}: {' '.join(str(error).split())}") from None
+            text = in_users_paths(" ".join(str(error).split()))
+            raise UserError(f"data={data}: {shown(text, _MOST)}") from None
 
 
 class Validation:

@@ -198,19 +198,23 @@ def trace_change(before: nn.Module, after: nn.Module, batches: Iterable[Batch], 
 
 
 class TraceBar:
-    """A progress bar that shows the running estimates, for `notice`."""
+    """A progress bar that shows the running estimates, for `notice`; there is none before the first round."""
 
     def __init__(self) -> None:
-        self._bar: Any = TQDM(total=None, desc="trace", unit=" rounds")
+        self._bar: Any = None
 
     def __call__(self, text: str) -> None:
         """One more round, with what is known after it."""
+        if self._bar is None:
+            self._bar = TQDM(total=None, desc="trace", unit=" rounds")
         self._bar.set_description(text)
         self._bar.update(1)
 
-    def close(self) -> None:
-        """No more rounds."""
-        self._bar.close()
+    def close(self, leave: bool = True) -> None:
+        """No more rounds; the bar stays on the terminal, or is erased so that an error stands on a line of its own."""
+        if self._bar is not None:
+            self._bar.leave = leave
+            self._bar.close()
 
 
 @contextmanager
@@ -219,8 +223,10 @@ def trace_bar() -> Iterator[TraceBar]:
     bar = TraceBar()
     try:
         yield bar
-    finally:
-        bar.close()
+    except BaseException:
+        bar.close(leave=False)
+        raise
+    bar.close()
 
 
 def _measures(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -28,6 +28,13 @@ def users_path(path: str | Path) -> str:
     return text
 
 
+def in_users_paths(text: str) -> str:
+    """A text with the user's paths in place of those in a cache."""
+    for folder in _made:
+        text = re.sub(rf"{re.escape(folder)}[^\s:;,'\"]*", lambda match: users_path(match[0]), text)
+    return text
+
+
 class _InUsersPaths(logging.Filter):
     """Puts the user's paths in place of those in a cache."""
 
@@ -35,7 +42,5 @@ class _InUsersPaths(logging.Filter):
         """Change the message; every record passes."""
         text = record.getMessage()
         if any(folder in text for folder in _made):
-            for folder in _made:
-                text = re.sub(rf"{re.escape(folder)}[^\s:;,'\"]*", lambda match: users_path(match[0]), text)
-            record.msg, record.args = text, ()
+            record.msg, record.args = in_users_paths(text), ()
         return True

@@ -133,6 +133,8 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 
 def run(options: dict[str, Any]) -> int:
     """Compare as the keys say; the exit code."""
+    import scipy.special  # noqa: F401  (where it is not installed that is what to say, not which key is missing)
+
     if options["folder"] is not None:
         return _again(options)
     config = config_of(options)

@@ -25,7 +25,7 @@ from yolo_os.files import (
 from yolo_os.modes.common import say_replaced
 from yolo_os.modes.provenance import provenance
 from yolo_os.modes.voc import DEVKIT_KEYS, INCOMPLETE, report_problems
-from yolo_os.settings import Key
+from yolo_os.settings import Key, listed
 from yolo_os.terminal import counted, kept_output
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ KEYS = (
     Key("groups", (str, type(None)), None, "CSV of image,group: the same figures for each group of images"),
     Key("json", (str,), None, "also write the figures to this path"),
     Key("plots", (bool,), True, "draw precision-recall curves, and the gains of a comparison"),
-    Key("imgsz", (int, type(None)), None, "for a model: image size in pixels; None: that of its training"),
-    Key("batch", (int,), 16, "for a model: images per batch"),
+    Key("imgsz", (int, type(None)), None, "for a model: image size in pixels; None: that of its training", minimum=32),
+    Key("batch", (int,), 16, "for a model: images per batch", minimum=1),
     Key("device", (str, int, list, type(None)), None, "for a model: as Ultralytics takes it"),
-    Key("workers", (int,), 0, "for a model: loader processes"),
+    Key("workers", (int,), 0, "for a model: loader processes", minimum=0),
     Key("conf", (float,), 0.001, "for a model: lowest score kept"),
     Key("nms_iou", (float,), 0.7, "for a model: IoU of the suppression of overlaps"),
-    Key("max_det", (int,), 300, "for a model: most detections per image"),
+    Key("max_det", (int,), 300, "for a model: most detections per image", minimum=1),
     Key("trust", (bool,), False, "for a model: load a checkpoint that could run code of its maker"),
     *RUN_KEYS,
 )
@@ -111,6 +111,7 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
     from yolo_os.modes.val_report import draw_compared, leave_files, not_yolo_val, report_one, report_several
 
     sources = _sources(options)
+    _check_numbers(options)
     check_outputs({"json": options["json"]}, {key: options[key] for key in _INPUTS})
     check_folder("val", options)
     say_replaced({"json": options["json"]})
@@ -155,6 +156,18 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
         write_text(as_path(options["json"]), text)
     print(f"results in {folder}")
     return INCOMPLETE if annotations.lost else 0
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Refuse numbers that no evaluation takes, before a model has run for nothing."""
+    iou = options["iou"]
+    if not 0 < iou <= 1:
+        raise UserError(f"iou={iou:g} (iou_threshold={iou}): takes a number above 0, and at most 1")
+    for key in ("conf", "nms_iou"):
+        if not 0 <= options[key] <= 1:
+            raise UserError(f"{key}={options[key]:g}: takes a number from 0 to 1")
+    if options["bootstrap"] is not None and (options["bootstrap"] < 0 or options["bootstrap"] == 1):
+        raise UserError(f"bootstrap={options['bootstrap']}: takes a number of replicates from 2 on, or 0 for none")
 
 
 def _say_tasks(models: dict[str, Checkpoint], task: str) -> None:
@@ -233,8 +246,11 @@ def _sources(options: dict[str, Any]) -> dict[str, str]:
 def _load_models(sources: dict[str, str], options: dict[str, Any]) -> dict[str, Checkpoint]:
     from yolo_os.integration.checkpoint import load_checkpoint
     from yolo_os.integration.data import class_names_of
+    from yolo_os.integration.runtime import choose_device
     from yolo_os.shifter import check_finite
 
+    if options["device"] is not None:
+        choose_device(",".join(listed(options["device"])))
     models = {name: load_checkpoint(path, options["trust"]) for name, path in sources.items()}
     for name, model in models.items():
         check_finite(model.model)
@@ -276,23 +292,25 @@ def _detect(model: Checkpoint, annotations: Annotations, options: dict[str, Any]
     reader = devkit if options["devkit"] is not None else reader_of(source)
     order = class_order(classes, names)
     if reader is data_yaml and (order == classes or set(order) != set(names)):
-        return _over(model, source, classes, options)
-    if reader is devkit:
+        return _over(model, source, classes, options, options["split"])
+    if reader is devkit and options["split"] in data_yaml.SPLITS:
         made = devkit_dataset(source, names, year=options["year"], classes=classes)
-        return _over(model, made, order, options)
+        return _over(model, made, order, options, options["split"])
     from yolo_os.conversion.dataset import dataset_of
+    from yolo_os.integration.users_paths import made_of
 
     with tempfile.TemporaryDirectory() as folder:
         made = dataset_of(annotations.in_order(order), Path(folder), options["split"])
-        return _over(model, made, order, options)
+        made_of(Path(folder), source)
+        return _over(model, made, order, options, "val")
 
 
-def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any]) -> Detected:
+def _over(model: Checkpoint, data: str | Path, classes: Sequence[str], options: dict[str, Any], split: str) -> Detected:
     """Run a model over a split of a data set with these classes."""
     from yolo_os.integration.data import class_names_of
     from yolo_os.integration.detect import detect
 
-    named = {key: options[key] for key in ("split", "batch", "device", "workers", "conf", "max_det")}
+    named = {key: options[key] for key in ("batch", "device", "workers", "conf", "max_det")} | {"split": split}
     called = options["data"] if options["devkit"] is None else options["devkit"]
     named |= {"imgsz": options["imgsz"] or model.imgsz, "iou": options["nms_iou"]}
     found = detect(model.model, data, called=called, **named)
@@ -313,19 +331,32 @@ def _settled(annotations: Annotations, found: dict[str, Detected]) -> Annotation
 
 def _evaluate(name: str, source: str, annotations: Annotations, found: Detected | None, options: dict[str, Any]) -> Run:
     from yolo_os.evaluation.detection_files import comp4, format_of, read_detections
-    from yolo_os.evaluation.detections import evaluate_detections, from_boxes, suspect_offset
+    from yolo_os.evaluation.detections import (
+        evaluate_detections,
+        from_boxes,
+        refuse_fractions,
+        refuse_inverted,
+        suspect_offset,
+    )
     from yolo_os.modes.val_report import Run
 
     offset = _offset(annotations, options)
     if found is None:
         reading = {key: options[key] for key in ("split", "strict", "first_category")}
         detections = read_detections(source, annotations, pixel_offset=offset, **reading)
+        name_of_source = f"detections={source}"
+        refuse_inverted(
+            detections.box, name_of_source, "x1, y1, x2, y2 are read, and of COCO's JSON x, y, width, height"
+        )
+        refuse_fractions(detections.box, annotations.box, name_of_source)
         if offset == 1 and (suspicion := suspect_offset(annotations, detections)):
             print(f"warning: {source}: {suspicion}", file=sys.stderr)
     else:
         detections = from_boxes(found.boxes, found.names, annotations, offset)
     for note in detections.notes:
         print(f"note: {note}", file=sys.stderr)
+    for warning in detections.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{name}: {detections}")
     if not len(detections.score):
         print(f"warning: no detections of {source} are left: every AP is 0", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from yolo_os.evaluation.bootstrap import Bars, bootstrap, class_dicts
+from yolo_os.evaluation.bootstrap import Bars, Bootstrap, bootstrap, class_dicts
 from yolo_os.evaluation.coco import ERROR_TYPES, CocoResult, coco_bootstrap
 from yolo_os.evaluation.intervals import Interval
 from yolo_os.evaluation.slices import Slice
@@ -55,6 +55,12 @@ def coco_bars(bars: Mapping[str, Bars], classes: Sequence[str]) -> dict[str, Any
         | {"min_boxes": each.many.to_dict(), "classes": dict(zip(classes, class_dicts(each.classes, each.holm)))}
         for name, each in bars.items()
     }
+
+
+def voc_bars(bars: Bootstrap, names: Sequence[str]) -> dict[str, Any]:
+    """VOC's error bars for the JSON file, with classes by name."""
+    content = bars.to_dict()
+    return content | {key: dict(zip(names, content[key])) for key in ("ap", "ap07")}
 
 
 def errors_table(names: Sequence[str], errors: Sequence[dict[str, dict[str, float]] | None]) -> str | None:
@@ -117,7 +123,7 @@ def _part(names: Sequence[str], part: Slice, settings: dict[str, int]) -> tuple[
             figures["bootstrap"] = {"coco": coco_bars(drawn, part.coco[0].classes)}
             if part.voc:
                 voc = bootstrap(part.voc[0], None, **settings)
-                figures["bootstrap"] |= voc.to_dict()
+                figures["bootstrap"] |= voc_bars(voc, part.voc[0].names)
                 shown = {"mAP10": voc.map, **shown}
             rows += [f"  {key:<6} {each}" for key, each in shown.items()]
         else:
@@ -133,9 +139,9 @@ def _part(names: Sequence[str], part: Slice, settings: dict[str, int]) -> tuple[
             entry: dict[str, Any] = {"over": names[0], "coco": coco_bars(gain, part.coco[0].classes)}
             if part.voc:
                 voc_gain = bootstrap(part.voc[0], part.voc[index], **settings)
-                entry |= voc_gain.to_dict()
+                entry |= voc_bars(voc_gain, part.voc[0].names)
                 rows.append(f"  gain of {in_table(name)}: mAP10 {voc_gain.map}")
-            rows.append(f"  gain of {in_table(name)}: AP {gain['AP'].mean}; AP50 {gain['AP50'].mean}")
+            rows.append(f"  gain of {in_table(name)}: " + "; ".join(f"{key} {each.mean}" for key, each in gain.items()))
             facts["gains"][name] = entry
     return rows, facts
 

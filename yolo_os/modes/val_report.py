@@ -15,7 +15,7 @@ from yolo_os.evaluation.bootstrap import Bootstrap, Difference, bootstrap, image
 from yolo_os.evaluation.coco import coco_bootstrap
 from yolo_os.evaluation.detection_files import comp4
 from yolo_os.evaluation.detections import Detections
-from yolo_os.evaluation.intervals import p_text
+from yolo_os.evaluation.intervals import Interval, p_text
 from yolo_os.evaluation.voc import VOCResult, mean_defined, none_if_nan
 from yolo_os.files import file_name
 from yolo_os.modes.val_coco import (
@@ -27,6 +27,7 @@ from yolo_os.modes.val_coco import (
     errors_change,
     errors_table,
     report_parts,
+    voc_bars,
 )
 from yolo_os.plots.contact_sheet import Found, Sheet, plot_contact_sheet
 from yolo_os.plots.evaluation import plot_compared_curves, plot_curves, plot_differences
@@ -55,7 +56,7 @@ def report_one(run: Run, replicates: int, parts: Parts, options: dict[str, Any])
         bars = bootstrap(run.result, **settings)
         print(f"\n{_table_with_bars(run.result, bars)}")
         print(f"95% intervals from {bars.replicates} bootstrap replicates of the {bars.images} images")
-        content["bootstrap"] = _named(bars, run.result.names)
+        content["bootstrap"] = voc_bars(bars, run.result.names)
     else:
         print(f"\n{run.result}")
     _print_remarks([run], options["min_boxes"])
@@ -73,20 +74,20 @@ def report_several(
 ) -> dict[str, Any]:
     """Print detectors side by side, and the gain of each over the first; returns what goes into the JSON file."""
     first = runs[0]
-    print(f"\n{_side_by_side(runs, options['min_boxes'])}")
+    settings = {"replicates": replicates, "seed": options["seed"], "min_boxes": options["min_boxes"]}
+    gains = [bootstrap(first.result, run.result, **settings) for run in runs[1:]] if replicates else []
+    print(f"\n{_side_by_side(runs, options['min_boxes'], gains[0] if len(gains) == 1 else None)}")
     _print_remarks(runs, options["min_boxes"])
     for run in runs:
         print(f"{run.name}: {coco_line(run.coco)}")
     content: dict[str, Any] = {"detectors": {run.name: run.result.to_dict() | _facts(run) for run in runs}}
     content["gains"] = {}
-    settings = {"replicates": replicates, "seed": options["seed"], "min_boxes": options["min_boxes"]}
-    for run in runs[1:] if replicates else []:
-        gain = bootstrap(first.result, run.result, **settings)
+    for run, gain in zip(runs[1:], gains):
         print(f"\ngain of {run.name} over {first.name} on the same {gain.images} images, 95% paired intervals")
         print(f"  mAP07 {gain.map07}\n  mAP10 {gain.map}")
-        if first.result.few(gain.min_boxes):
+        if first.result.few(gain.min_boxes) and gain.many.value == gain.many.value:
             print(f"  mAP10 {gain.many}, of the {_enough(first.result, gain.min_boxes)}")
-        entry = {"over": first.name} | _named(gain, first.result.names)
+        entry = {"over": first.name} | voc_bars(gain, first.result.names)
         coco_gain = None
         if first.coco and run.coco:
             coco_gain = coco_bootstrap(first.coco.result, run.coco.result, **settings)
@@ -190,12 +191,6 @@ def _facts(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _named(bars: Bootstrap, names: Sequence[str]) -> dict[str, Any]:
-    """Error bars with classes by name."""
-    content = bars.to_dict()
-    return content | {key: dict(zip(names, content[key])) for key in ("ap", "ap07")}
-
-
 def _sure_classes(result: VOCResult, gain: Bootstrap) -> str:
     """The classes whose gain is not by chance, however many were looked at."""
     p_least = gain.map.least if isinstance(gain.map, Difference) else 0.0
@@ -207,7 +202,8 @@ def _sure_classes(result: VOCResult, gain: Bootstrap) -> str:
         )
         if p <= 0.05
     ]
-    text = f"classes whose AP10 differs, p corrected for {len(defined)} classes (Holm): {', '.join(sure) or 'none'}"
+    corrected = f"p corrected for {counted(len(defined), 'class', 'es')} (Holm)"
+    text = f"classes whose AP10 differs, {corrected}: {', '.join(sure) or 'none'}"
     needed = math.ceil(2 * len(defined) / 0.05)
     if gain.replicates < needed and not sure:
         text += f" (bootstrap={needed} or more can tell of a single one)"
@@ -249,29 +245,39 @@ def _table_with_bars(result: VOCResult, bars: Bootstrap) -> str:
     marks = ["*" if name in few else "" for name in result.names]
     for (name, ap07, ap, npos), mark in zip(entries, [*marks, ""]):
         rows.append(f"{name:<{width}}  {ap07!s:<24}  {ap!s:<24}  {npos:>4}{mark}")
-    if few:
+    if few and bars.many.value == bars.many.value:
         many = f"of {_enough(result, bars.min_boxes)}"
         rows.append(f"{'mean':<{width}}  {bars.many07!s:<24}  {bars.many!s:<24}  {many}")
     return "\n".join(rows).replace("nan [nan, nan]", "-             ")
 
 
-def _side_by_side(runs: Sequence[Run], min_boxes: int) -> str:
-    """AP10 of each class for each detector, and both means."""
+def _side_by_side(runs: Sequence[Run], min_boxes: int, gain: Bootstrap | None) -> str:
+    """AP10 of each class for each detector, with the gain of the second where there are two, and both means."""
     first = runs[0].result
     names, titles = [*map(in_table, first.names)], [in_table(run.name) for run in runs]
     width = max(map(len, (*names, "mean AP10")))
     columns = [max(6, len(title)) for title in titles]
-    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{title:>{size}}" for title, size in zip(titles, columns)) + "    npos"]
+    bars = [*(gain.ap if gain else ()), *((gain.map, gain.map07) if gain else ())]
+    gains = [f"  {_in_brackets(each):<25}" if gain else "" for each in bars] or [""] * (len(names) + 2)
+    head = f"  {'gain, 95% interval':<25}" if gain else ""
+    head += "    npos"
+    rows = [f"{'AP10':<{width}}  " + "  ".join(f"{title:>{size}}" for title, size in zip(titles, columns)) + head]
     for index, name in enumerate(names):
         values = "  ".join(f"{_figure(run.result.ap[index]):>{size}}" for run, size in zip(runs, columns))
         mark = "*" if 0 < first.npos[index] < min_boxes else ""
-        rows.append(f"{name:<{width}}  {values}  {first.npos[index]:>6}{mark}")
-    for label, means in (
-        ("mean AP10", [run.result.map for run in runs]),
-        ("mean AP07", [run.result.map07 for run in runs]),
+        rows.append(f"{name:<{width}}  {values}{gains[index]}  {first.npos[index]:>6}{mark}")
+    for label, means, bar in (
+        ("mean AP10", [run.result.map for run in runs], gains[-2]),
+        ("mean AP07", [run.result.map07 for run in runs], gains[-1]),
     ):
-        rows.append(f"{label:<{width}}  " + "  ".join(f"{_figure(mean):>{size}}" for mean, size in zip(means, columns)))
+        values = "  ".join(f"{_figure(mean):>{size}}" for mean, size in zip(means, columns))
+        rows.append(f"{label:<{width}}  {values}{bar}".rstrip())
     return "\n".join(rows)
+
+
+def _in_brackets(gain: Interval) -> str:
+    """A gain with its interval, without p: of one class alone it says less than it seems to."""
+    return "-" if gain.value != gain.value else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 def _figure(value: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_os.files import as_path, is_dir
 from yolo_os.settings import Key
+from yolo_os.terminal import counted
 
 if TYPE_CHECKING:
     from yolo_os.evaluation.annotations import Problem
@@ -66,7 +67,7 @@ def run(options: dict[str, Any]) -> int:
     missing = {tag: sum(split.missing[tag] for split in dataset.splits.values()) for tag in ("difficult", "truncated")}
     for tag, count in missing.items():
         if count:
-            print(f"note: {count} objects have no <{tag}> tag: taken as 0", file=sys.stderr)
+            print(f"note: {counted(count, 'object')} without a <{tag}> tag: taken as 0", file=sys.stderr)
     report_problems(dataset.problems, f"all of them in {dataset.yaml.parent / 'problems.txt'}")
     print(dataset)
     return INCOMPLETE if any(problem.lost for problem in dataset.problems) else 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from yolo_os.evaluation.voc import VOCResult
 
 _MOST = 60  # classes drawn: those with the most boxes
+_DARK = "#444444"  # text in a panel
 
 
 def plot_curves(result: VOCResult, path: Path) -> Path:
@@ -36,14 +37,14 @@ def plot_curves(result: VOCResult, path: Path) -> Path:
         axis.fill_between(*steps, step="pre", color=BLUE, alpha=0.15, linewidth=0)
         axis.plot(curve.recall, curve.precision, color=BLUE, linewidth=1.2)
         axis.set_title(_label(result.names[index]), fontsize=9, pad=3)
-        axis.text(
-            0.05,
-            0.07,
-            f"AP10 {result.ap[index]:.3f}\nAP07 {result.ap07[index]:.3f}\n"
-            + counted(result.npos[index], "box", "es", thousands=True),
-            fontsize=7,
-            color="#444444",
-            linespacing=1.3,
+        _write(
+            axis,
+            result.ap[index],
+            [
+                (f"AP10 {result.ap[index]:.3f}", _DARK),
+                (f"AP07 {result.ap07[index]:.3f}", _DARK),
+                (counted(result.npos[index], "box", "es", thousands=True), _DARK),
+            ],
         )
     _finish_panels(figure, axes, len(classes))
     shown = f" ({_MOST} of {len(defined)} classes)" if len(defined) > _MOST else ""
@@ -66,9 +67,8 @@ def plot_compared_curves(results: Mapping[str, VOCResult], path: Path) -> Path:
             curve = result.curve(index)
             (lines[name],) = axis.plot(curve.recall, curve.precision, color=colour, linewidth=1.2, alpha=0.85)
             texts.append((f"{result.ap[index]:.3f}", colour))
-        for place, (text, colour) in enumerate(reversed(texts)):
-            axis.text(0.05, 0.14 + 0.1 * place, text, fontsize=7, color=colour)
-        axis.text(0.05, 0.05, f"AP10, {counted(first.npos[index], 'box', 'es', True)}", fontsize=7, color="#444444")
+        texts.append((f"AP10, {counted(first.npos[index], 'box', 'es', True)}", _DARK))
+        _write(axis, max(result.ap[index] for result in results.values()), texts)
         axis.set_title(_label(first.names[index]), fontsize=9, pad=3)
     _finish_panels(figure, axes, len(classes))
     shown = f" ({_MOST} of {len(defined)} classes)" if len(defined) > _MOST else ""
@@ -89,8 +89,8 @@ def plot_differences(
     """The gain in AP10 of each class (the 60 largest) and of the mean, with its value and number of boxes.
 
     Grey where the interval holds 0. A class of fewer boxes than `difference.min_boxes` has an open mark, and
-    does not set the width of the axis: what reaches beyond ends in an arrow. With `coco`, the gain in
-    COCO's AP lies under each, lighter.
+    does not set the width of the axis: what reaches beyond ends in an arrow. Where all classes are such, their values
+    count for the width, and not their intervals. With `coco`, the gain in COCO's AP lies under each, lighter.
     """
     known = [index for index, each in enumerate(difference.ap) if not np.isnan(each.value)]
     known = sorted(known, key=lambda index: -abs(difference.ap[index].value))[:_MOST]
@@ -108,6 +108,8 @@ def plot_differences(
     ]  # fmt: skip
     solid = [bar for _, *bars, _, few in entries if not few for bar in bars if bar is not None]
     edges = [0.0, *(edge for bar in solid for edge in (bar.low, bar.high) if not np.isnan(edge))]
+    if all(few for *_, few in entries[means:]):
+        edges += [bar.value for _, *bars, _, _ in entries for bar in bars if bar is not None and bar.value == bar.value]
     margin = 0.06 * (max(edges) - min(edges) or 0.01)
     left, right = min(edges) - margin, max(edges) + margin
     step = 0.26 if coco is None else 0.36
@@ -152,6 +154,14 @@ def _draw_gain(
     face = "white" if few else colour
     if limits[0] <= interval.value <= limits[1]:
         axis.plot(interval.value, place, mark, color=colour, markerfacecolor=face, markersize=4.5, alpha=alpha)
+
+
+def _write(axis: Any, ap: float, texts: Sequence[tuple[str, str]]) -> None:
+    """Coloured lines of text in the corner of a panel where its curves are not: below high ones, else above."""
+    high = ap > 0.5
+    for place, (text, colour) in enumerate(reversed(texts) if high else texts):
+        x, y, side = (0.05, 0.05 + 0.09 * place, "left") if high else (0.97, 0.9 - 0.09 * place, "right")
+        axis.text(x, y, text, fontsize=7, color=colour, horizontalalignment=side)
 
 
 def _finish_panels(figure: Any, axes: Any, used: int) -> None:

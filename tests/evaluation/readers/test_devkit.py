@@ -120,7 +120,7 @@ def test_classes_that_are_not_named_are_counted(tmp_path):
     kit = write_devkit(tmp_path, {"a": [("Car", (1, 1, 9, 9)), CAT, CAT, DOG]}, {"test": "a"})
     found = read_devkit(kit, classes="caar,car,dog")
     (problem,), notes = said_of_classes([found])
-    assert "1 objects of 'Car' left out: the class named is 'car'" in problem.text
+    assert "1 object of 'Car' left out: the class named is 'car'" in problem.text
     assert notes == [
         "2 objects are left out, of classes that are not named: 2 of cat",
         "no object is of class caar, car",

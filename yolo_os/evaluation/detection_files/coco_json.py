@@ -66,6 +66,7 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
             ) from None
 
     notes: list[str] = []
+    gather = Gather(annotations, how.strict)
     by_number: dict[int | str, int]
     if names:
         by_number = match_names(names, annotations.classes)
@@ -73,11 +74,13 @@ def read(file: Path, annotations: Annotations, how: Reading) -> Detections:
     elif annotations.category_ids and how.first_category is None:
         by_number = {given: label for label, given in enumerate(annotations.category_ids)}
     else:
-        by_number, notes = _classes_of(file, different, annotations.classes, how.first_category)
+        by_number, first = _classes_of(file, different, annotations.classes, how.first_category)
+        labels = {by_number[each] for each in different if each in by_number}
+        if first is not None and not gather.counted_from(first, file, labels) and how.first_category is None:
+            notes = [f"category_id is counted from {first}: {first} is {annotations.classes[0]}"]
     label = np.array([by_number.get(category, -1) for category in categories], dtype=np.int64)
     offset = how.pixel_offset
     box = np.concatenate([numbers[:, :2] + offset, numbers[:, :2] + numbers[:, 2:4]], axis=1)
-    gather = Gather(annotations, how.strict)
     known = label >= 0
     if not known.all():
         row = int(np.flatnonzero(~known)[0])
@@ -153,8 +156,8 @@ def _refuse_other_boxes(file: Path, numbers: NDArray[np.float64], size: NDArray[
 
 def _classes_of(
     file: Path, ids: set[Any], classes: tuple[str, ...], first: int | None
-) -> tuple[dict[Any, int], list[str]]:
-    """Which class each category id of a file without `categories` stands for, and notes on how that was decided.
+) -> tuple[dict[Any, int], int | None]:
+    """Which class each category id of a file without `categories` stands for, and that of the first if it is a number.
 
     Ids are numbers in the order of the classes (names are understood as well), counted from 1 as COCO and Ultralytics
     do, or from 0 as others and Ultralytics before 8.3.49 did. An id 0 shows the one, an id as large as the number of
@@ -165,7 +168,7 @@ def _classes_of(
     """
     by_name: dict[Any, int] = {name: index for index, name in enumerate(classes)}
     if ids <= by_name.keys():
-        return by_name, []
+        return by_name, None
     shown = [start for start, sign in ((0, 0), (1, len(classes))) if sign in ids]
     if first is None:
         if len(shown) != 1 and all(isinstance(each, int) and each <= len(classes) for each in ids):
@@ -175,7 +178,4 @@ def _classes_of(
                 " say it with first_category=0 or first_category=1"
             )
         first = shown[0] if shown else 1
-        notes = [f"category_id is counted from {first}: {first} is {classes[0]}"]
-    else:
-        notes = []
-    return {**by_name, **{first + index: index for index in range(len(classes))}}, notes
+    return {**by_name, **{first + index: index for index in range(len(classes))}}, first

@@ -30,6 +30,11 @@ def recognises(path: Path) -> bool:
     return is_dir(path)
 
 
+def is_named_so(file: Path) -> bool:
+    """Whether a file has a name like comp4_det_test_car.txt, so that it is of no other format."""
+    return _COMP_FILE.fullmatch(file.stem) is not None
+
+
 def read(folder: Path, annotations: Annotations, how: Reading) -> Detections:
     """The detections of one folder; its boxes are of the annotations' kind, whatever that is."""
     known = {form: index for index, name in enumerate(annotations.classes) for form in (name, _file_name(name))}

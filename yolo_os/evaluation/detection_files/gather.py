@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.detections import Detections
+from yolo_os.evaluation.detections import Detections, said_of_order
 from yolo_os.evaluation.text import find_id, nfc
 
 
@@ -36,6 +36,7 @@ class Gather:
         self.other: dict[str, int] = {}  # the images that names mean which are written otherwise
         self.dropped: Counter[str] = Counter()
         self.columns: list[tuple[NDArray[Any], ...]] = []
+        self.warnings: list[str] = []
 
     def refuse(self, reason: str, what: str, count: int) -> None:
         """Refuse detections, or count them where reading is not strict."""
@@ -81,9 +82,20 @@ class Gather:
             found = self.other[name] = -1 if known is None else self.place[known]
         return found
 
+    def counted_from(self, first: int, source: object, labels: Iterable[int]) -> bool:
+        """Warn where class numbers are taken in an order that nobody gave; whether that was said.
+
+        Raises:
+            UserError: if it can't be the order.
+        """
+        warning = said_of_order(source, self.annotations, first, labels)
+        self.warnings += [warning] if warning else []
+        return warning is not None
+
     def result(self, notes: Iterable[str]) -> Detections:
         """All that was added."""
         empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
         image, label, box, score = (np.concatenate(column) for column in zip(empty, *self.columns))
         classes, images = self.annotations.classes, self.annotations.images
-        return Detections(classes, images, image, label, box, score, dict(+self.dropped), tuple(notes))
+        dropped, warnings = dict(+self.dropped), tuple(self.warnings)
+        return Detections(classes, images, image, label, box, score, dropped, tuple(notes), warnings)

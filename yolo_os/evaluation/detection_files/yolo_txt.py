@@ -12,6 +12,7 @@ import numpy as np
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.annotations import Annotations
+from yolo_os.evaluation.detection_files.comp4 import is_named_so
 from yolo_os.evaluation.detection_files.gather import Gather, Reading
 from yolo_os.evaluation.detections import Detections
 from yolo_os.evaluation.images import files_in
@@ -28,14 +29,16 @@ def recognises(path: Path) -> bool:
     """Whether it is a folder of such files: lines begin with a whole number, and fractions follow."""
     if not is_dir(path):
         return False
-    kinds = {kind for file in _files(path)[:_LOOKED_AT] if (kind := _is_yolo(file)) is not None}
-    return kinds == {True}
+    files = _files(path)[:_LOOKED_AT]
+    kinds = {kind for file in files if (kind := _is_yolo(file)) is not None}
+    return kinds == {True} and not all(map(is_named_so, files))
 
 
 def read(folder: Path, annotations: Annotations, how: Reading) -> Detections:
     """The detections of one folder, or of `labels` in it."""
     gather = Gather(annotations, how.strict)
     numbers, notes = _classes(folder, annotations)
+    used: set[int] = set()
     files = _files(folder)
     base = _base(folder)
     seen = set()
@@ -59,7 +62,13 @@ def read(folder: Path, annotations: Annotations, how: Reading) -> Detections:
         near, far = (rows[:, 1:3] - half) * (width, height), (rows[:, 1:3] + half) * (width, height)
         box = np.concatenate([near + how.pixel_offset, far], axis=1)
         where = [f"{file}:{lines[row]}" for row in known.tolist()]
+        used.update(label[known].tolist())
         gather.add([stem] * len(known), label[known], box[known], rows[known, 5], where.__getitem__)
+    if not _names_of(folder).is_file() and not gather.counted_from(0, folder, used):
+        notes.append(
+            f"class numbers of {folder} are taken in the order of the ground truth's classes: 0 is"
+            f" {annotations.classes[0]}"
+        )
     without = len(annotations.images) - len(seen - {-1})
     if without:
         notes.append(f"{folder} has no detections for {without} of {len(annotations.images)} images")
@@ -70,6 +79,11 @@ def _base(folder: Path) -> Path:
     """The folder itself, or `labels` in it, where Ultralytics puts them."""
     inner = folder / "labels"
     return inner if is_dir(inner) and not any(folder.glob("*.txt")) else folder
+
+
+def _names_of(folder: Path) -> Path:
+    """Where the names of the classes are, if they are."""
+    return _base(folder) / _NAMES
 
 
 def _files(folder: Path) -> list[Path]:
@@ -94,12 +108,9 @@ def _is_yolo(file: Path) -> bool | None:
 
 def _classes(folder: Path, annotations: Annotations) -> tuple[dict[int, int], list[str]]:
     """Which class each number stands for: by the names beside the files, else by the order of the annotations."""
-    file = _base(folder) / _NAMES
+    file = _names_of(folder)
     if not file.is_file():
-        first = annotations.classes[0]
-        return {number: number for number in range(len(annotations.classes))}, [
-            f"class numbers of {folder} are taken in the order of the ground truth's classes: 0 is {first}"
-        ]
+        return {number: number for number in range(len(annotations.classes))}, []
     names = dict(enumerate(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()))
     numbers = match_names(names, annotations.classes)
     if not numbers:

@@ -103,7 +103,25 @@ def read_data_yaml(data_yaml: str | Path, split: str = "test") -> Annotations:
         columns = int(points[0]) * int(points[1])
     except (TypeError, ValueError, IndexError, KeyError):
         raise UserError(f"data={file}: kpt_shape is {points!r:.40}, and two numbers are meant") from None
-    return read_labels([_resolved(base, entry) for entry in entries[split]], classes, (base.resolve(), split), columns)
+    sources = [_resolved(base, entry) for entry in entries[split]]
+    try:
+        return read_labels(sources, classes, (base.resolve(), split), columns)
+    except UserError as error:
+        if all(source.exists() for source in sources):
+            raise
+        raise UserError(f"data={file}: {error}{path_hint(file)}") from None
+
+
+def path_hint(file: Path) -> str:
+    """What to add to an error of a data.yaml whose images are not there, if its `path:` is a relative one."""
+    try:
+        path = str(read_yaml(file / "data.yaml" if is_dir(file) else file).get("path") or "")
+        if not path or as_path(path).is_absolute():
+            return ""
+    except (UserError, AttributeError, TypeError):  # which is said where the file is read
+        return ""
+    start = "the folder that you are in" if is_dir(as_path(path)) else "Ultralytics' datasets_dir"
+    return f" (`path: {path}` starts from {start}, as for Ultralytics; without `path:` the folder of the YAML is meant)"
 
 
 def devkit_of(data_yaml: str | Path) -> Source:

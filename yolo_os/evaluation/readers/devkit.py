@@ -157,6 +157,7 @@ def read_roots(
         warnings=tuple(warnings),
         unnamed=dict(others),
         absent=tuple(name for name in names if name not in named),
+        ordered=classes is not None,
     )
 
 

@@ -106,7 +106,7 @@ def read_xml_images(
         continuous=False,
         missing=missing,
     )
-    return replace(annotations, unnamed=dict(others))
+    return replace(annotations, unnamed=dict(others), ordered=classes is not None)
 
 
 def _of_split(stems: Iterable[str], split: str) -> list[str]:
