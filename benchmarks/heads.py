@@ -1,4 +1,4 @@
-"""Study 2 of docs/compare.md: do shifts in a training help other heads? YOLOv5u, YOLO11, YOLO26 on the embedded data.
+"""Study 2 of docs/studies.md: do shifts in a training help other heads? YOLOv5u, YOLO11, YOLO26 on the embedded data.
 
     python benchmarks/heads.py                          # YOLOv8 is configs/compare/digits.yaml
     python benchmarks/heads.py --families yolo26 --seeds 5
