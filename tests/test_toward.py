@@ -137,6 +137,20 @@ def test_what_the_images_say_of_the_statistics_is_done(model, start, moved):
     assert (content["statistics"], len(content["tried"]), len(content["otherwise"])) == (moved, 4, 2)
 
 
+def test_without_statistics_on_the_line_there_is_one_way(model, start):
+    """Asked for or not, what was judged is listed as tried, also where nothing moves."""
+    for name, tensor in named_tensors(start).items():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.copy_(named_tensors(model)[name])
+    for hits in ([0.8, 0.6, 0.3], [0.3, 0.8, 0.3]):
+        looks = iter(hits)
+        line = line_to(copy.deepcopy(model), origin_of(start))
+        judge = lambda looks=looks: {"new": Judged(result(next(looks)))}  # noqa: E731
+        report = move_toward_(line, judge, shares=[0.5], statistics=False)
+        assert report.statistics and not report.otherwise
+        assert [trial.share for trial in report.tried] == [1.0, 0.5, 0.0]
+
+
 @pytest.mark.parametrize(("left", "taken"), [(0.60, True), (0.61, True), (0.80, False)])
 def test_where_leaving_the_statistics_gains_no_more_than_a_standard_error_they_move(left, taken):
     """Moved, they are nearer to the origin. What the two find lies on other images, so 0.01 may be chance."""

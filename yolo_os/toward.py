@@ -203,8 +203,8 @@ def move_toward_(
         UserError: for shares that are none.
     """
     shares = check_shares(shares)
-    ways = [True, False] if statistics is None else [statistics]
-    steps = [Step(share, way) for way in (ways if line.has_statistics else [True]) for share in shares]
+    ways = [True] if not line.has_statistics else [True, False] if statistics is None else [statistics]
+    steps = [Step(share, way) for way in ways for share in shares]
     weights = Weights(line.tensors, precision)
     before = line.distances()
     with weights.put_back_on_error():
@@ -226,7 +226,7 @@ def move_toward_(
     distance = _relative(line, {name: value for name, value in before.items() if not _is_statistic(name)})
     trials = {step: _trial(step, step.share * distance, judged[step], judged[STAY]) for step in judged}
     ends = (STAY, ORIGIN)
-    way = taken.statistics if taken != STAY or True in ways else False
+    way = ways[0] if taken == STAY else taken.statistics
     return TowardReport(
         taken.share,
         way,
