@@ -119,6 +119,16 @@ class Voc:
     counted: tuple = SOLID
 
 
+def study_of(parser, data, shared):
+    """The study of a data set; what it takes for voc is asked for."""
+    if data == "digits":
+        return Digits(DEVKIT, DETECTOR)
+    if shared is None:
+        parser.error("--data voc needs --shared, a folder with data/VOCdevkit and weights")
+    folder = Path(shared).expanduser().resolve()
+    return Voc(folder / "data" / "VOCdevkit", folder / "weights" / "voc_yolov5nu.pt")
+
+
 def prepare(study, out, camera, draw):
     """The data set of a camera: train and val images drawn by a number, all test images, labels alike."""
     if (out / "data.yaml").exists():
@@ -424,13 +434,7 @@ def main():
     parser.add_argument("--measured", help="file of what runs came to; measured/toward-DATA.npz beside this script")
     parser.add_argument("--print", action="store_true", help="only what was measured")
     options = parser.parse_args()
-    if options.data == "voc":
-        if options.shared is None and not options.print:
-            parser.error("--data voc needs --shared, a folder with data/VOCdevkit and weights")
-        shared = Path(options.shared or ".").expanduser().resolve()
-        study = Voc(shared / "data" / "VOCdevkit", shared / "weights" / "voc_yolov5nu.pt")
-    else:
-        study = Digits(DEVKIT, DETECTOR)
+    study = study_of(parser, options.data, options.shared or ("." if options.print else None))
     cameras = options.cameras.split(",") if options.cameras else study.cameras
     arms = options.arms.split(",") if options.arms else study.arms
     seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else study.seeds

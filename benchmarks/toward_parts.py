@@ -23,9 +23,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from common import DETECTOR, DEVKIT, keep_ultralytics_here
+from common import keep_ultralytics_here
 from torch import nn
-from toward import ARMS, MEASURED, SHARES, SIDES, Digits, Judge, Measured, Voc, prepare, train
+from toward import ARMS, MEASURED, SHARES, SIDES, Judge, Measured, prepare, study_of, train
 
 from yolo_os import ShiftRecipe
 from yolo_os.comparison.statistics import paired
@@ -419,13 +419,7 @@ def main():
     out = Path(options.out).expanduser().resolve()
     keep_ultralytics_here(out / "settings")
     torch.set_num_threads(1)
-    if options.data == "voc":
-        if options.shared is None:
-            parser.error("--data voc needs --shared, a folder with data/VOCdevkit and weights")
-        shared = Path(options.shared).expanduser().resolve()
-        study = Voc(shared / "data" / "VOCdevkit", shared / "weights" / "voc_yolov5nu.pt")
-    else:
-        study = Digits(DEVKIT, DETECTOR)
+    study = study_of(parser, options.data, options.shared)
     measured = Measured(Path(options.measured or MEASURED / f"toward-{options.data}.npz"))
     print("\n".join((heads if options.heads else parts)(study, options, out, measured)))
 

@@ -20,6 +20,7 @@ FOUND = "test.npz"  # what a run's detector found on the test images
 DATA, TRUTH = "data.json", "truth.npz"  # of a data set: how its splits were settled, and what is on the test images
 WHOLE = 1.0  # of a fraction: all of train
 TESTS = ("test", "train", "val")
+MARGIN = 0.005  # a difference that is none: half a point of mAP, about what one stock training differs from the next
 
 
 @dataclass(frozen=True)

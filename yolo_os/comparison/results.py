@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolo_os.comparison.plan import DATA, FOUND, TRUTH, Config, Job, Run, cell_name, make_plan, runs_of
+from yolo_os.comparison.plan import DATA, FOUND, MARGIN, TRUTH, Config, Job, Run, cell_name, make_plan, runs_of
 from yolo_os.comparison.resampling import METRICS, Found, Replicates, Truth, draws, resample
-from yolo_os.comparison.statistics import MARGIN, Difference, holm, mean_of, paired, verdict, word
+from yolo_os.comparison.statistics import Difference, holm, mean_of, paired, verdict, word
 from yolo_os.evaluation.arrays import Floats
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.terminal import counted

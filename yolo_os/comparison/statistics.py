@@ -21,12 +21,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import special
 
+from yolo_os.comparison.plan import MARGIN
 from yolo_os.evaluation.arrays import Floats
 
 LEVEL = 0.95
 POWER = 0.8
-MARGIN = 0.005  # half a point of mAP: about what one stock training differs from the next
 MOST_SEEDS = 1000
 _INFINITE = 1e7  # degrees of freedom
 
@@ -202,8 +203,6 @@ def _interval(value: float, seed_part: float, image_part: float, seeds: int, by_
 
 
 def _with_error(value: float, variance: float, freedom: float) -> Difference:
-    from scipy import special  # here, for the keys of the mode, which the evaluator alone shows too
-
     error = variance**0.5
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     certain = 1.0 if value == 0 else 0.0  # where nothing varies
@@ -219,8 +218,6 @@ def _freedom(of_seeds: float, of_images: float, seeds: int) -> float:
 
 def _noncentrality(freedom: float, arms: int) -> float:
     """How many standard errors a true difference has to be from 0 to be found in POWER of all cases."""
-    from scipy import special  # here, for the keys of the mode, which the evaluator alone shows too
-
     limit = float(special.stdtrit(freedom, 1 - (1 - LEVEL) / (2 * arms)))
     if freedom >= 1e4:  # where the distribution is the normal one, and its inverse slow
         return limit + float(special.ndtri(POWER))

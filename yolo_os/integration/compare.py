@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from yolo_os.comparison import engine
+from yolo_os.comparison.arms import Arm
 from yolo_os.comparison.plan import (
     FAILURE,
+    MARGIN,
     RUN,
     Clock,
     Config,
@@ -30,7 +32,6 @@ from yolo_os.comparison.plan import (
     settings_of,
 )
 from yolo_os.comparison.results import MAIN, Measured, recorded, summarise
-from yolo_os.comparison.statistics import MARGIN
 from yolo_os.errors import UserError
 from yolo_os.files import discard_folder, make_folder, write_json
 from yolo_os.integration.architecture import build
@@ -116,9 +117,7 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
         known = make_plan(config, folder)
         names = class_names_of(model)
         prepared = {name: prepare(config, name, Path(scratch) / name, names, task_of(model)) for name in config.names()}
-        for arm in config.arms:
-            if arm.after is None:
-                settings_for(arm, config, _backbone(models[arm.train.get("model", config.model)]))
+        _settings(config, models)
         for each in prepared.values():
             for warning in each.warnings:
                 say(f"warning: {warning}")
@@ -140,11 +139,7 @@ def _planned(config: Config, folder: Path, models: Mapping[str, nn.Module]) -> t
     """The jobs, each run's settings in its folder, and the data."""
     names, task = class_names_of(models[config.model]), task_of(models[config.model])
     jobs = make_plan(config, folder)
-    trained = {
-        arm.name: settings_for(arm, config, _backbone(models[arm.train.get("model", config.model)]))
-        for arm in config.arms
-        if arm.after is None
-    }
+    trained = _settings(config, models)
     prepared = {name: prepare(config, name, folder / "data" / name, names, task) for name in config.names()}
     digests = {name: digest(Path(name)) for name in models}
     specs = {}
@@ -257,7 +252,7 @@ def _starts(config: Config) -> dict[str, nn.Module]:
     """
     models = {config.model: _start(config.model, config.trust)}
     for arm in config.arms:
-        name = arm.train.get("model", config.model)
+        name = _model_of(arm, config)
         if name in models:
             continue
         try:
@@ -271,6 +266,17 @@ def _starts(config: Config) -> dict[str, nn.Module]:
             )
         models[name] = model
     return models
+
+
+def _model_of(arm: Arm, config: Config) -> str:
+    """The file that an arm starts from."""
+    return str(arm.train.get("model", config.model))
+
+
+def _settings(config: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """By name of an arm that is trained, its keys of `yolo train`."""
+    trained = [arm for arm in config.arms if arm.after is None]
+    return {arm.name: settings_for(arm, config, _backbone(models[_model_of(arm, config)])) for arm in trained}
 
 
 def _start(name: str, trust: bool) -> nn.Module:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_os.comparison.arms import RESERVED, Arm, read_arms
-from yolo_os.comparison.plan import TESTS, WHOLE, Config
-from yolo_os.comparison.statistics import MARGIN
+from yolo_os.comparison.plan import MARGIN, TESTS, WHOLE, Config
 from yolo_os.errors import UserError
 from yolo_os.files import as_path, check_outputs, write_json
 from yolo_os.plain_yaml import read_yaml
