@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import yaml
 
 from yolo_os.heads import find_head
 from yolo_os.resources import resource
@@ -48,7 +51,6 @@ def digits_training() -> dict[str, Any]:
 def small_architecture(family: str, folder: Path) -> Path:
     """The YAML of a family at half the width of its nano scale, ten classes, written into a folder."""
     import ultralytics
-    import yaml
 
     shipped = Path(ultralytics.__file__).parent / "cfg" / "models" / FAMILIES[family]
     described = yaml.safe_load(shipped.read_text())
@@ -57,6 +59,49 @@ def small_architecture(family: str, folder: Path) -> Path:
     path = folder / f"{family}n.yaml"
     path.write_text(yaml.safe_dump(described))
     return path
+
+
+def changed_dataset(
+    folder: Path,
+    devkit: str | Path,
+    names: Sequence[str],
+    splits: Mapping[str, Collection[str] | None],
+    change: Callable[[np.ndarray, Path], np.ndarray],
+    suffix: str = ".png",
+) -> Path:
+    """An Ultralytics data set of a VOCdevkit's images, changed, with their labels.
+
+    Args:
+        folder: made anew; its data.yaml, which is what is returned, is written last.
+        devkit: the VOCdevkit.
+        names: of the classes, in the order of their numbers.
+        splits: which images, by split, without suffix; None: all.
+        change: of an image (BGR, uint8) and its file.
+        suffix: of the images written; `.jpg` of quality 92.
+    """
+    source = dataset_for(devkit, classes=list(names)).parent
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
+    shutil.rmtree(folder, ignore_errors=True)
+    for split, wanted in splits.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for file in images_of(devkit, names, split):
+            if wanted is None or file.stem in wanted:
+                target = folder / "images" / split / f"{file.stem}{suffix}"
+                cv2.imwrite(str(target), change(cv2.imread(str(file)), file), quality)
+                label = source / "labels" / f"{split}2007" / f"{file.stem}.txt"
+                if label.exists():
+                    shutil.copy(label, folder / "labels" / split / label.name)
+    # Ultralytics wants train and val in every file.
+    listed = {split: f"images/{split if split in splits else next(iter(splits))}" for split in ("train", "val", "test")}
+    text = yaml.safe_dump({"path": str(folder.resolve()), **listed, "names": dict(enumerate(names))}, sort_keys=False)
+    (folder / "data.yaml").write_text(text)
+    return folder / "data.yaml"
+
+
+def images_of(devkit: str | Path, names: Sequence[str], split: str) -> list[Path]:
+    """The image files of a split of a VOCdevkit."""
+    return sorted((dataset_for(devkit, classes=list(names)).parent / "images" / f"{split}2007").glob("*.jpg"))
 
 
 def squared_norm(model: Any) -> float:

@@ -6,8 +6,8 @@
 
 Every point shifts the same detector by the same calibration images (one pass for all of them) and is measured with its
 weights rounded to the precision of the checkpoint, as `yolo-os shift` would write them. The guard is off: the curve is
-wanted beyond what it lets pass. Prints a Markdown table, with the paired bootstrap interval of each change in mAP, and
-which of the aims (see `bar`) hold; --json and --plot write the figures and the picture.
+wanted beyond what it lets pass. Prints a Markdown table, with the paired bootstrap interval of each change in mAP;
+--json and --plot write the figures and the picture.
 
 The plain budget is the obvious thing to do, and what the default is measured against: every anchor point counts the
 same, and each layer's outputs may change by the same relative amount (centred, the bias takes up the mean).
@@ -149,35 +149,6 @@ def points(base, given):
         yield "given", words, ShiftRecipe.from_dict({**base.to_dict(), **settings}, "--recipes")
 
 
-def on_curve(curve, keep, value):
-    """A figure at some norm, between the points of a curve; nothing shifted changes nothing."""
-    pairs = sorted([(point.keep, value(point)) for point in curve] + [(1.0, 0.0)])
-    return float(np.interp(keep, *zip(*pairs)))
-
-
-def bar(results):
-    """The aims that can be tried on these data: text and whether each holds."""
-    default = [point for point in results if point.family == "default"]
-    at = min(default, key=lambda point: abs(point.keep - 0.6))
-    yield f"{at.keep:.3f} kept: held-out loss {at.rise:+.4%}; at most +0.3 %", at.rise <= 0.003
-    main = next(iter(at.gains))
-    for group in dict.fromkeys([main, list(at.gains)[-1]]):
-        limit, gain = 0.003 if group == main else 0.002, at.gains[group]
-        text = f"mAP of {group} {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
-        yield f"{at.keep:.3f} kept: {text}; a drop of at most {limit}", gain["value"] >= -limit
-    paper = [point for point in results if point.family.startswith("SOS")]
-    for point in paper:
-        ours = on_curve(default, point.keep, lambda each: each.rise)
-        times = f"a factor of {point.rise / ours:.0f}" if min(point.rise, ours) > 0 else "no factor: one did not rise"
-        text = f"{point.keep:.3f} kept: {point.family}, {point.setting} {point.rise:+.3%}, default {ours:+.4%}"
-        yield f"{text}; at least 5 times less ({times})", ours <= point.rise / 5
-    for point in paper:
-        ours = on_curve(default, point.keep, lambda each: each.gains[main]["value"])
-        theirs = point.gains[main]["value"]
-        text = f"{point.keep:.3f} kept: mAP of {main}, {point.family}, {point.setting} {theirs:+.4f}"
-        yield f"{text}, default {ours:+.4f}; at least that of SOS", ours >= theirs
-
-
 def draw(results, path, title):
     """The picture: loss and mAP against the squared norm kept."""
     from matplotlib.ticker import FuncFormatter
@@ -281,16 +252,11 @@ def main():
         cells = " | ".join(f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in gains.values())
         print(f"| {family} | {setting} | {point.keep:.3f} | {point.rise:+.3%} | {cells} |", flush=True)
 
-    lines = list(bar(results))
-    print(f"\n{sum(holds for _, holds in lines)} of {len(lines)} aims hold:\n")
-    for text, holds in lines:
-        print(f"- {'holds' if holds else 'FAILS'}: {text}")
     if options.json:
         record = {
             "title": title,
             "before": {"loss": loss_before, "map": {group: each.map for group, each in before.items()}},
             "points": [asdict(point) for point in results],
-            "bar": [{"line": text, "holds": bool(holds)} for text, holds in lines],
         }
         Path(options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
     if options.plot:

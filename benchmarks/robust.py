@@ -19,14 +19,13 @@ import argparse
 import copy
 import glob
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from common import DETECTOR, DEVKIT, find, keep_ultralytics_here
+from common import DETECTOR, DEVKIT, changed_dataset, find, keep_ultralytics_here
 from torch import nn
 
 from yolo_os import ShiftRecipe, shift_
@@ -36,7 +35,7 @@ from yolo_os.evaluation.annotations import Annotations
 from yolo_os.files import write_json
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of
-from yolo_os.voc import dataset_for, read_devkit
+from yolo_os.voc import read_devkit
 
 KEEPS = (0.6, 0.4)
 REPLICATES = 400
@@ -107,16 +106,11 @@ def convolutions(model):
 
 def disturb(devkit, names, label, folder):
     """The test images under a disturbance, as a data set."""
-    source = dataset_for(devkit, classes=names).parent
-    (folder / "images" / "test").mkdir(parents=True)
-    for file in sorted((source / "images" / "test2007").glob("*.jpg")):
-        random = np.random.default_rng(sum(map(ord, file.stem)))
-        cv2.imwrite(str(folder / "images" / "test" / f"{file.stem}.png"), IMAGES[label](cv2.imread(str(file)), random))
-    shutil.copytree(source / "labels" / "test2007", folder / "labels" / "test")
-    listed = "".join(f"  {index}: {name}\n" for index, name in enumerate(names))
-    sets = "".join(f"{split}: images/test\n" for split in ("train", "val", "test"))
-    (folder / "data.yaml").write_text(f"path: {folder.resolve()}\n{sets}names:\n{listed}")
-    return folder / "data.yaml"
+
+    def change(image, file):
+        return IMAGES[label](image, np.random.default_rng(sum(map(ord, file.stem))))
+
+    return changed_dataset(folder, devkit, names, {"test": None}, change)
 
 
 class Study:
