@@ -19,7 +19,7 @@ Intervals are 95 %, over seeds and images, by the model of `yolo-os compare` (do
 
 What a run came to (mAP10 on the test images and on drawn ones, and the shares that val chose) is kept in --measured, a
 small file that comes with the project, and such a run is not made again: remove the file to repeat all. Test images are
-judged at every share for the first seed of two arms, else only at the shares of a row of the tables, in half of the time.
+judged at every share for the first seed of two arms, else only at the shares of a row of the tables, in half the time.
 Trainings are kept below --out, and one whose folder holds `done` is not made again either.
 """
 
