@@ -380,13 +380,21 @@ def tables(measured, camera, arms, seeds):
         means = np.mean([drawn[:, 0] for _, drawn in mine.values()], axis=0)
         cells = [f"{mean:.4f} | {'' if name == first else each}" for mean, each in zip(means, changes)]
         yield f"| {name} | {len(mine)} | {label} | {' | '.join(cells)} |"
-    yield from ("", f"{first} + step against each control (over the seeds both have)", "")
-    yield "| control | seeds | new camera | old camera |"
+    yield from ("", "each training with its step against itself without", "")
+    yield "| training | seeds | new camera | old camera |"
     yield "| --- | --- | --- | --- |"
+    for name in arms:
+        if name in found:
+            number, changes = change(found[f"{name} + step"], found[name])
+            yield f"| {name} | {number} | {' | '.join(changes)} |"
+    steps_of_first = (f"{first} + step", f"{first} + step, retain_drop={DROP}")
+    yield from ("", f"{first} with its step against each control (over the seeds both have)", "")
+    yield f"| control | seeds | step: new camera | old camera | retain_drop={DROP}: new camera | old camera |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for name, theirs in found.items():
         if not name.startswith(first) and " at 0.5" not in name and ", statistics" not in name:
-            number, changes = change(found[f"{first} + step"], theirs)
-            yield f"| {name} | {number} | {' | '.join(changes)} |"
+            against = [change(found[step], theirs) for step in steps_of_first]
+            yield f"| {name} | {against[0][0]} | {' | '.join(each for _, changes in against for each in changes)} |"
 
 
 def curves(measured, camera, arms, seeds):
