@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,35 +63,31 @@ def small_architecture(family: str, folder: Path) -> Path:
 
 def changed_dataset(
     folder: Path,
-    devkit: str | Path,
     names: Sequence[str],
-    splits: Mapping[str, Collection[str] | None],
+    splits: Mapping[str, Iterable[Path]],
     change: Callable[[np.ndarray, Path], np.ndarray],
     suffix: str = ".png",
 ) -> Path:
-    """An Ultralytics data set of a VOCdevkit's images, changed, with their labels.
+    """An Ultralytics data set of changed images, with their labels.
 
     Args:
         folder: made anew; its data.yaml, which is what is returned, is written last.
-        devkit: the VOCdevkit.
         names: of the classes, in the order of their numbers.
-        splits: which images, by split, without suffix; None: all.
+        splits: image files by split, as `images_of` gives them.
         change: of an image (BGR, uint8) and its file.
         suffix: of the images written; `.jpg` of quality 92.
     """
-    source = dataset_for(devkit, classes=list(names)).parent
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
     shutil.rmtree(folder, ignore_errors=True)
-    for split, wanted in splits.items():
+    for split, files in splits.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
-        for file in images_of(devkit, names, split):
-            if wanted is None or file.stem in wanted:
-                target = folder / "images" / split / f"{file.stem}{suffix}"
-                cv2.imwrite(str(target), change(cv2.imread(str(file)), file), quality)
-                label = source / "labels" / f"{split}2007" / f"{file.stem}.txt"
-                if label.exists():
-                    shutil.copy(label, folder / "labels" / split / label.name)
+        for file in files:
+            target = folder / "images" / split / f"{file.stem}{suffix}"
+            cv2.imwrite(str(target), change(cv2.imread(str(file)), file), quality)
+            label = file.parents[2] / "labels" / file.parent.name / f"{file.stem}.txt"
+            if label.exists():
+                shutil.copy(label, folder / "labels" / split / label.name)
     # Ultralytics wants train and val in every file.
     listed = {split: f"images/{split if split in splits else next(iter(splits))}" for split in ("train", "val", "test")}
     text = yaml.safe_dump({"path": str(folder.resolve()), **listed, "names": dict(enumerate(names))}, sort_keys=False)
@@ -99,9 +95,9 @@ def changed_dataset(
     return folder / "data.yaml"
 
 
-def images_of(devkit: str | Path, names: Sequence[str], split: str) -> list[Path]:
-    """The image files of a split of a VOCdevkit."""
-    return sorted((dataset_for(devkit, classes=list(names)).parent / "images" / f"{split}2007").glob("*.jpg"))
+def images_of(data: Path, split: str) -> list[Path]:
+    """The image files of a split in the data set that `dataset_for` makes of a VOCdevkit."""
+    return sorted((data.parent / "images" / f"{split}2007").glob("*.jpg"))
 
 
 def squared_norm(model: Any) -> float:

@@ -25,7 +25,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from common import DETECTOR, DEVKIT, changed_dataset, find, keep_ultralytics_here
+from common import DETECTOR, DEVKIT, changed_dataset, find, images_of, keep_ultralytics_here
 from torch import nn
 
 from yolo_os import ShiftRecipe, shift_
@@ -35,7 +35,7 @@ from yolo_os.evaluation.annotations import Annotations
 from yolo_os.files import write_json
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of
-from yolo_os.voc import read_devkit
+from yolo_os.voc import dataset_for, read_devkit
 
 KEEPS = (0.6, 0.4)
 REPLICATES = 400
@@ -110,7 +110,7 @@ def disturb(devkit, names, label, folder):
     def change(image, file):
         return IMAGES[label](image, np.random.default_rng(sum(map(ord, file.stem))))
 
-    return changed_dataset(folder, devkit, names, {"test": None}, change)
+    return changed_dataset(folder, names, {"test": images_of(dataset_for(devkit, classes=names), "test")}, change)
 
 
 class Study:

@@ -45,7 +45,7 @@ from yolo_os.evaluation.intervals import row_means
 from yolo_os.evaluation.voc import RECALL_POINTS
 from yolo_os.files import written_whole
 from yolo_os.modes.camera import changed
-from yolo_os.voc import read_devkit
+from yolo_os.voc import dataset_for, read_devkit
 
 SHARES = (1.0, 0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 CURVES = ("stock20", "freeze10")
@@ -136,15 +136,16 @@ def prepare(study, out, camera, draw):
     if (out / "data.yaml").exists():
         return out / "data.yaml"
     names, random, splits = class_names(study), np.random.default_rng(draw), {}
+    source = dataset_for(study.devkit, classes=names)
     for split, count in (("train", study.train), ("val", study.val), ("test", None)):
-        stems = [file.stem for file in images_of(study.devkit, names, split)]
-        splits[split] = set(random.choice(stems, count, replace=False)) if count else None
+        files = images_of(source, split)
+        splits[split] = [files[each] for each in random.choice(len(files), count, replace=False)] if count else files
 
     def change(image, file):
         own = np.random.default_rng(zlib.crc32(f"{camera}/{file.stem}".encode()))
         return CAMERAS[camera](image, own) if camera in CAMERAS else image
 
-    return changed_dataset(out, study.devkit, names, splits, change, ".jpg")
+    return changed_dataset(out, names, splits, change, ".jpg")
 
 
 def class_names(study):
@@ -251,24 +252,22 @@ class Judge:
         from yolo_os.toward import ORIGIN, Judged, choose
 
         model, line = self.line(weights)
+        every = dict.fromkeys(step_at(share, way) for share in SHARES for way in (True, False))
         judged = {
             step: dict(zip(SIDES, map(Judged, self.at(model, line, line.values(*step), "val"))))
-            for step in dict.fromkeys(step_at(share, way) for share in SHARES for way in (True, False))
+            for step in every
             if step.share or step == ORIGIN
         }
         kinds = [judged]
         for way in (True, False):
             kinds.append({step: each for step, each in judged.items() if step.share == 1 or step.statistics == way})
         chosen = np.array([[choose(each, drop)[0] for drop in (None, DROP)] for each in kinds])
-        needed = {(left, share) for left, share in steps(chosen).values()} | {(0, 0.0)}
-        drawn = np.full((2, len(SHARES), len(SIDES), 1 + REPLICATES), np.nan)
-        for index, share in enumerate(SHARES):
-            for left in (0, 1):
-                if share == 1 and left:
-                    drawn[left, index] = drawn[0, index]
-                elif everywhere or (left, share) in needed:
-                    drawn[left, index] = self.on_drawn(model, line, line.values(*step_at(share, not left)))
-        return drawn, chosen
+        named = {step_at(share, not left) for left, share in steps(chosen).values()}
+        wanted = every if everywhere else {ORIGIN, *named}
+        measured = {step: self.on_drawn(model, line, line.values(*step)) for step in wanted}
+        unknown = np.full((len(SIDES), 1 + REPLICATES), np.nan)
+        drawn = [[measured.get(step_at(share, way), unknown) for share in SHARES] for way in (True, False)]
+        return np.array(drawn), chosen
 
     def score_val(self, found):
         """As `shift_toward_` scores: labels without difficult objects, and without rare classes."""
@@ -320,9 +319,7 @@ class Measured:
 
     def __setitem__(self, key, values):
         """Keep it, and write the file."""
-        self._kept[key] = np.where(np.isnan(values), self._NAN, np.round(np.nan_to_num(values) * self._ONE)).astype(
-            np.uint16
-        )
+        self._kept[key] = np.nan_to_num(np.round(np.asarray(values) * self._ONE), nan=self._NAN).astype(np.uint16)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self.path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **dict(sorted(self._kept.items())))
