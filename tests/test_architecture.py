@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from processes import finished
 
 PACKAGE = ROOT / "yolo_os"
 # Each line may import from the lines above it, and from its own folder; docs/architecture.md says what they are.
@@ -144,6 +144,6 @@ def test_what_must_stay_light_imports_only_what_is(package):
 )
 def test_what_starts_light_stays_light(words, banned):
     code = f"import sys, json; {words}; print(json.dumps([each for each in {banned} if each in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = finished([sys.executable, "-c", code], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []

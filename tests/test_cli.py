@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import finished
 
 from yolo_os import __version__
 from yolo_os.cli import MODES, main
@@ -27,7 +27,7 @@ def test_help_version_and_mistakes_need_no_torch():
         "    main([mode, '--help'])\n"
         "assert 'torch' not in sys.modules and 'ultralytics' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = finished([sys.executable, "-c", script])
     assert done.returncode == 0, done.stderr
     assert "did you mean shift?" in done.stderr
     assert "unknown key 'modle': did you mean model" in done.stderr
@@ -36,7 +36,7 @@ def test_help_version_and_mistakes_need_no_torch():
 def test_version_and_module(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out.strip() == __version__
-    done = subprocess.run([sys.executable, "-m", "yolo_os", "--version"], capture_output=True, text=True)
+    done = finished([sys.executable, "-m", "yolo_os", "--version"])
     assert done.stdout.strip() == __version__
 
 
@@ -185,9 +185,7 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(case, detector, digits,
 
 
 def test_debug_shows_the_traceback():
-    done = subprocess.run(
-        [sys.executable, "-m", "yolo_os", "shift", "modle=x", "--debug"], capture_output=True, text=True
-    )
+    done = finished([sys.executable, "-m", "yolo_os", "shift", "modle=x", "--debug"])
     assert "Traceback" in done.stderr
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
+from processes import finished
 
 from yolo_os import prediction_layers
 from yolo_os.cli import main
@@ -29,10 +30,8 @@ def folder(detector, digits, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    done = finished(
         [*launcher, __file__, str(detector), str(digits)],
-        capture_output=True,
-        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.returncode == 0, done.stderr
@@ -64,18 +63,15 @@ def test_two_processes_equal_one(recipe, folder):
 
 def test_bad_input_is_said_once_and_nobody_waits(detector, in_tmp):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    done = finished(
         [*launcher, "-m", "yolo_os", "shift", f"model={detector}", "data=none.yaml", "device=cpu"],
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert done.returncode != 0
     assert done.stderr.count("yolo-os: error: data=none.yaml") == 1
 
 
 if __name__ == "__main__":  # in each of two processes
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     for each in RECIPES:
         assert main(words(each, *sys.argv[1:], "two")) == 0
     torch.distributed.destroy_process_group()

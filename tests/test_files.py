@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
 import sys
 
 import pytest
 import yaml
 from builders import write_devkit
+from processes import finished
 
 from yolo_os.conversion.dataset import make_dataset
 from yolo_os.errors import UserError
@@ -107,7 +107,7 @@ def test_a_limit_of_the_system_is_said_of_the_file(tmp_path):
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
-    killed = subprocess.run(
+    killed = finished(
         [
             sys.executable,
             "-c",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+
+from processes import finished
 
 import yolo_os.voc
 
@@ -14,5 +15,6 @@ def test_all_names_are_there():
 
 def test_nothing_heavy_is_imported():
     program = "import sys, yolo_os.voc; print({'torch', 'ultralytics', 'matplotlib', 'cv2'} & set(sys.modules) or '')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = finished([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""

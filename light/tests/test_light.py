@@ -14,7 +14,7 @@ DIGITS = ROOT / "data" / "digits" / "VOCdevkit"
 
 def yolo_os(*words, cwd):
     command = [str(Path(sys.executable).with_name("yolo-os")), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import finished
 from trainings import BATCHES, CRUDE, TINY, during, matrices, table
 from ultralytics import YOLO
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
@@ -55,7 +56,7 @@ def test_the_callbacks_reach_the_processes_that_ultralytics_starts(trained, trai
     trainer.args, trainer.model = SimpleNamespace(out=str(tmp_path / "found.json")), str(detector)
     script = generate_ddp_file(trainer)
     try:
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+        done = finished([sys.executable, script])
     finally:
         ddp_cleanup(trainer, script)
     assert done.returncode == 0, done.stderr
@@ -80,12 +81,9 @@ def two_processes(detector, tiny_data, tmp_path_factory):
     """Stock trainings by two processes on the CPU: what each of them saw, by run."""
     folder = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    done = finished(
         [*launcher, __file__, str(detector), str(tiny_data), str(folder)],
-        capture_output=True,
-        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        timeout=300,  # processes that wait for each other would do so for long
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return {
@@ -180,7 +178,7 @@ def train_as_one_of_several(detector, data, folder):
 
     torch.nn.parallel.DistributedDataParallel = OnCPU
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, original, noted, current = torch.distributed.get_rank(), StepShift.shift_, [], []
 
     def shift_(self):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from processes import finished
 
 from yolo_os import SOS, ShiftRecipe, UserError
 from yolo_os.cli import main
@@ -248,7 +248,8 @@ sys.exit(main(sys.argv[1:]))
     words = every_step(detector, digits, tmp_path)
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}  # it logs in no test
     command = [sys.executable, "-c", script, "train", *words]
-    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, env=environment)
+    done = finished(command, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
     events = accumulator.EventAccumulator(str(tmp_path / "a"))
     events.Reload()
     written = [float(row["os/norm"]) for row in rows(tmp_path / "a" / "results.csv")]

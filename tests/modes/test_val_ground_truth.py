@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from builders import comp4, digits_subset, write_picture, xml
 from PIL import Image
+from processes import finished
 
 from yolo_os.cli import main
 
@@ -298,7 +298,7 @@ def test_files_in_new_formats_are_evaluated_without_torch(yolo, good):
     (yolo / "gt.json").write_text(json.dumps(coco()))
     for data in ("my.yaml", "gt.json"):
         words = ["val", "detections=good", f"data={data}", "split=val", "plots=False", "coco=False"]
-        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        done = finished([sys.executable, "-c", program, *words])
         assert done.returncode == 0, done.stderr
 
 

@@ -1,11 +1,11 @@
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from builders import comp4, write_devkit
+from processes import finished
 
 from yolo_os.cli import main
 
@@ -146,7 +146,7 @@ def test_files_are_evaluated_without_torch_ultralytics_or_matplotlib(kit, good, 
     for name in ("train", "val"):  # which hold images of test
         (kit / f"VOC2007/ImageSets/Main/{name}.txt").unlink()
     words = ["val", f"detections={good}", f"devkit={kit}", "classes=cat,dog", "plots=False", "coco=False"]
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    done = finished([sys.executable, "-c", program, *words])
     assert done.stderr.strip() == ""
     assert "mean" in done.stdout
 
