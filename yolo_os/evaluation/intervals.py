@@ -13,7 +13,10 @@ are in docs/results.md):
 - *A difference.* The replicates' percentiles around the difference, wider by Student's t for few images; at least t
   standard deviations to each side, which matters where the figure jumps, as AP07 does; and wider on one side against
   `UNSEEN` times the bias seen. Nothing is taken off: of two detectors that differ in a few images most replicates are
-  exactly 0, and a shift would move all of them to one side.
+  exactly 0, and a shift would move all of them to one side. To the standard deviation that of one box more, found by
+  one detector alone, is added in squares: detectors that are much alike differ in few boxes, in these images perhaps
+  in none, and of what they differ in on others the replicates know nothing (as one adds a success and a failure to a
+  proportion that is near 0; Agresti and Coull).
 - *p* is of the paired permutation test: exchanging the two detectors' results image by image says how large a
   difference chance makes between equal detectors.
 """
@@ -115,7 +118,7 @@ def mean_of(values: Floats, samples: Floats, level: float, boxes: Sequence[int],
     return _interval(float(np.mean(values)) if number else math.nan, means, level, down, up)
 
 
-def difference(value: float, samples: Floats, exchanged: Floats, level: float, images: int) -> Difference:
+def difference(value: float, samples: Floats, exchanged: Floats, level: float, images: int, box: float) -> Difference:
     """The interval and p-value of a difference, of a class or of a mean.
 
     Args:
@@ -123,6 +126,7 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
         exchanged: the differences after exchanging the results of some images.
         level: as in `Interval`.
         images: how many images hold boxes that count.
+        box: how much of the figure one box is worth.
     """
     samples = samples[~np.isnan(samples)]
     least = 2 / (1 + len(exchanged))
@@ -131,12 +135,11 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
     low, high = -1.0, 1.0  # of one image's boxes nothing is known
     if images > 1:
         deviations = student(level, images)
-        wider, reach = deviations / NormalDist().inv_cdf((1 + level) / 2), deviations * float(samples.std())
+        wider = deviations / NormalDist().inv_cdf((1 + level) / 2)
+        reach = deviations * math.hypot(float(samples.std()), box)
         low, high = (value + wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
         bias = UNSEEN * (float(samples.mean()) - value)
         low, high = min(low, value - reach) - max(bias, 0.0), max(high, value + reach) - min(bias, 0.0)
-        if value and not reach:  # all replicates agree, the truth need not: as far as a share of the images would be
-            low, high = sorted(math.copysign(edge, value) for edge in _wilson(abs(value), images, deviations))
     rarer = min(int((exchanged >= value - _ROUNDING).sum()), int((exchanged <= value + _ROUNDING).sum()))
     return Difference(
         float(value),
