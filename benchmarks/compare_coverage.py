@@ -7,9 +7,10 @@ means: the difference on image i of seed s is a sum of an effect of the seed, on
 and with a true mean of 0. Rows differ in which of them there is.
 AP: two arms of the same kind, so that their true difference is 0. Each training is a detector that finds an object with
 a chance that the seed, the image and the arm on that image have a part in, with false detections in between; AP50-95 is
-taken by the code of the command.
+taken by the code of the command. Of arms that hardly differ the second is the first one, and finds one in 100, or one
+in 20, of the boxes that this misses; their true difference is the mean of many.
 
-Prints a Markdown table: share of comparisons whose interval holds 0, and in brackets the mean width of the interval;
+Prints a Markdown table: share of comparisons whose interval holds the truth, and in brackets its mean width;
 "images only" is the interval that leaves the seeds out, as a bootstrap over images has it.
 """
 
@@ -33,7 +34,13 @@ MEANS = {
     "all three alike": (1.0, 1.0, 1.0),
     "little of seeds": (0.3, 1.0, 0.5),
 }
-AP = {"AP, luck of the seed": (1.0, 0.3), "AP, luck of each image": (0.0, 0.8), "AP, little luck": (0.05, 0.2)}
+AP = {
+    "AP, luck of the seed": (1.0, 0.3, None),
+    "AP, luck of each image": (0.0, 0.8, None),
+    "AP, little luck": (0.05, 0.2, None),
+    "AP, hardly different, 1 in 100": (0.05, 0.2, 0.01),
+    "AP, hardly different, 1 in 20": (0.05, 0.2, 0.05),
+}
 _IMAGES, _REPLICATES = 200, 400
 _OFFSETS = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
 
@@ -50,10 +57,10 @@ def of_means(parts, seeds, random, weights):
 
 def of_ap(parts, seeds, random, weights):
     """The same of AP50-95 of simulated detectors."""
-    of_seeds, of_both = parts
+    of_seeds, of_both, more = parts
     images = len(weights)
     image = np.repeat(np.arange(images), 2)
-    corner = random.integers(0, 100, (2 * images, 2)) + np.tile([[0], [200]], (images, 1))
+    corner = random.integers(1, 101, (2 * images, 2)) + np.tile([[0], [200]], (images, 1))
     box = np.concatenate([corner, corner + 39], axis=1).astype(float)
     truth = Truth(("thing",), tuple(map(str, range(images))), image, 0 * image, box, np.zeros(len(image), dtype=bool))
     hard = random.standard_normal(images)
@@ -61,27 +68,34 @@ def of_ap(parts, seeds, random, weights):
     def detector():
         skill = 0.5 + of_seeds * random.standard_normal() - hard + of_both * random.standard_normal(images)
         hit = random.random(len(image)) < 1 / (1 + np.exp(-skill[image]))
-        near = box[hit] + random.choice(_OFFSETS, (int(hit.sum()), 1))
+        near = box + random.choice(_OFFSETS, (len(image), 1))
         false = random.integers(0, images, images // 2)
         aside = np.array([500.0, 500.0, 530.0, 530.0]) + np.zeros((len(false), 1))
         scores = [random.normal(0.6, 0.2, len(near)), random.normal(0.4, 0.2, len(false))]
-        where = np.concatenate([image[hit], false])
-        return Found(where, 0 * where, np.concatenate([near, aside]), np.concatenate(scores))
+        where = np.concatenate([image, false])
+        return hit, Found(where, 0 * where, np.concatenate([near, aside]), np.concatenate(scores))
 
-    def ap():
-        return resample(truth, detector(), weights).means["ap"]
+    def ap(hit, found):
+        kept = np.append(hit, np.ones(len(found.image) - len(hit), dtype=bool))
+        columns = (getattr(found, name)[kept] for name in Found.__dataclass_fields__)
+        return resample(truth, Found(*columns), weights).means["ap"]
 
-    return np.array([ap() - ap() for _ in range(seeds)])
+    def difference():
+        hit, found = detector()
+        other = detector() if more is None else (hit | (random.random(len(hit)) < more), found)
+        return ap(*other) - ap(hit, found)
+
+    return np.array([difference() for _ in range(seeds)])
 
 
-def coverage(simulate, parts, seeds, count, weights, random):
-    """Share of comparisons whose interval holds 0, with both kinds of intervals, and their mean widths."""
+def coverage(simulate, parts, seeds, count, weights, random, true, box):
+    """Share of comparisons whose interval holds the truth, with both kinds of intervals, and their mean widths."""
     held, widths = np.zeros(2), np.zeros(2)
     for _ in range(count):
         differences = simulate(parts, seeds, random, weights)
-        each = paired(differences)
+        each = paired(differences, box)
         half = stats.norm.ppf(0.975) * differences[:, 1:].mean(axis=0).std(ddof=1)
-        held += [each.low <= 0 <= each.high, abs(each.value) <= half]
+        held += [each.low <= true <= each.high, abs(each.value - true) <= half]
         widths += [each.high - each.low, 2 * half]
     return held / count, widths / count
 
@@ -99,10 +113,13 @@ def main():
     for name, parts in {**MEANS, **AP}.items():
         many = (1000, 200)[name in AP] // share
         simulate, images, replicates = (of_ap, 60, 200) if name in AP else (of_means, _IMAGES, _REPLICATES)
-        weights = draws(images, replicates)
+        weights, box = draws(images, replicates), 1 / (2 * images) if name in AP else 0.0
+        hardly = name in AP and parts[-1] is not None
+        many_more = (of_ap(parts, 1, random, weights[:, :1]) for _ in range(2000 // share))
+        true = float(np.mean(list(many_more))) if hardly else 0.0
         cells = []
         for seeds in numbers:
-            held, widths = coverage(simulate, parts, seeds, many, weights, random)
+            held, widths = coverage(simulate, parts, seeds, many, weights, random, true, box)
             cells += [f"{rate:.3f} ({width:.2f})" for rate, width in zip(held, widths)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -32,6 +32,7 @@ from yolo_os import ShiftRecipe, shift_
 from yolo_os.comparison.resampling import Found, Truth, draws, resample
 from yolo_os.comparison.statistics import paired
 from yolo_os.evaluation.annotations import Annotations
+from yolo_os.evaluation.intervals import worth
 from yolo_os.files import write_json
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of
@@ -186,7 +187,7 @@ def disturbances(label):
     return made
 
 
-def table(files, kept):
+def table(files, kept, box):
     """Markdown."""
     heads = " | ".join(f"keep {keep:g}, change [95 %]" for keep in KEEPS)
     yield f"| AP50-95, {len(files)} detector{'s' if len(files) > 1 else ''} | before | {heads} |"
@@ -196,7 +197,7 @@ def table(files, kept):
             rows = [kept[f"{file} {name}"] for file in files]
             before = np.array([row["before"] for row in rows])
             cells = [f"{before[:, 0].mean():.4f}"]
-            cells += [str(paired(np.array([row[f"{keep:g}"] for row in rows]) - before)) for keep in KEEPS]
+            cells += [str(paired(np.array([row[f"{keep:g}"] for row in rows]) - before, box)) for keep in KEEPS]
             yield f"| {name} | {' | '.join(cells)} |"
 
 
@@ -214,8 +215,10 @@ def main():
         keep_ultralytics_here(Path(settings))
         names = class_names_of(load_checkpoint(files[0]).model)
         kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-        measure(options, files, Study(options, names), kept)
-    print("\n".join(table(files, kept)))
+        study = Study(options, names)
+        measure(options, files, study, kept)
+    box = worth(np.bincount(study.truth.class_index[~study.truth.difficult]))
+    print("\n".join(table(files, kept, box)))
 
 
 if __name__ == "__main__":

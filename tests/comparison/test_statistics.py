@@ -11,6 +11,7 @@ from conftest import ROOT
 from scipy import stats
 
 from yolo_os.comparison.statistics import Difference, holm, mean_of, paired, seeds_needed, smallest_shown, verdict, word
+from yolo_os.evaluation.intervals import worth
 
 
 def made(p, value=0.01, low=0.001, high=0.019, seeds=3):
@@ -54,6 +55,16 @@ def test_no_difference_at_all():
     found = paired(np.zeros((3, 10)))
     assert (found.low, found.high, found.p) == (0, 0, 1)
     assert word(found) == "no difference"
+
+
+def test_arms_that_did_not_differ_may_do_so_by_one_box():
+    alike = np.zeros((4, 10))
+    found = paired(alike, box=0.02)
+    assert (found.high, found.low) == pytest.approx((1.96 * 0.005, -1.96 * 0.005), rel=1e-3)
+    assert found.p == 1
+    assert paired(alike[:1], box=0.02).high == pytest.approx(1.96 * 0.02, rel=1e-3)
+    assert worth([10, 10]) == pytest.approx(1 / 20)  # of 20 boxes
+    assert worth([1, 100]) == pytest.approx((1.01 / 101) ** 0.5 / 2)
 
 
 def test_holm_by_hand():

@@ -12,7 +12,8 @@ import numpy as np
 from yolo_os.comparison.plan import DATA, FOUND, MARGIN, TRUTH, Config, Job, Run, cell_name, make_plan, runs_of
 from yolo_os.comparison.resampling import METRICS, Found, Replicates, Truth, draws, resample
 from yolo_os.comparison.statistics import Difference, holm, mean_of, paired, verdict, word
-from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.arrays import Floats, Integers
+from yolo_os.evaluation.intervals import worth
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.terminal import counted
 
@@ -92,8 +93,14 @@ class Measured:
             rows = rows[:, ~np.isnan(rows).any(axis=0)] if len(rows) else rows
             if not rows.size:
                 return None
-            parts.append(paired(rows))
+            parts.append(paired(rows, worth(self._boxes(data)) / len(here)))
         return mean_of(parts)
+
+    def _boxes(self, data: str) -> Integers:
+        """How many boxes that count each class has, of those that have any."""
+        truth, _ = self.truth(data)
+        counts = np.bincount(truth.class_index[~truth.difficult])
+        return counts[counts > 0]
 
     def differences(self, cells: Sequence[tuple[str, float | int]], metric: str = MAIN) -> dict[str, Difference]:
         """Of all arms but the reference that have one, with p-values by Holm."""
@@ -267,7 +274,7 @@ def _classes(measured: Measured, cell: tuple[str, float | int]) -> dict[str, lis
             drawn = np.array([a.classes[:, index] - b.classes[:, index] for a, b in both if a and b])
             drawn = drawn[:, ~np.isnan(drawn).any(axis=0)] if len(drawn) else drawn
             if arm.name != measured.config.arms[0].name and drawn.size and drawn.shape[1] > 2 and boxes:
-                made = replace(paired(drawn), by_seed=())
+                made = replace(paired(drawn, worth([boxes])), by_seed=())
                 row |= {"difference": made.value, "low": made.low, "high": made.high}
             rows.append(row)
         table[arm.name] = [row for row in rows if row["boxes"]]

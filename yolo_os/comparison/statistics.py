@@ -5,10 +5,12 @@ same cases. The model is that of Obuchowski and Rockette for such multi-reader, 
 freedom of Hillis (2007): seeds are the readers, images the cases, both drawn from a population. Of the differences d_s
 of the S seeds
 
-    Var(mean d) = s^2 / S + max(C, 0),    df = (s^2 / S + max(C, 0))^2 / ((s^2 / S)^2 / (S - 1)),
+    Var(mean d) = s^2 / S + I,    df = (s^2 / S + I)^2 / ((s^2 / S)^2 / (S - 1)),    I = max(C, 0) + (b / S)^2
 
 where s^2 is their variance over the seeds (the luck of training, and how it meets the images), and C the covariance of
 two seeds' differences over drawn image sets (what all seeds owe to these images). C does not shrink with more seeds.
+b is what one box is worth: arms that hardly differ, such as a detector and its shift, may differ on other images where
+they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`).
 With one seed the variance over the images alone is left, and nothing can be said of the luck of training.
 
 Coverage by simulation: `benchmarks/compare_coverage.py`, and docs/compare.md.
@@ -42,7 +44,7 @@ class Difference:
         seeds: how many both arms have.
         error: standard error, of seeds and images together.
         seed_part: variance over the seeds, s^2.
-        image_part: C, the variance that the images leave however many seeds there are.
+        image_part: I, the variance that the images leave.
         freedom: degrees of freedom.
         p: two-sided, of this comparison alone.
         p_holm: by Holm over all arms; that of this comparison alone until it is known.
@@ -89,20 +91,22 @@ class Difference:
         return {**named, "by_seed": list(self.by_seed), "smallest": self.smallest, "seeds_needed": self.seeds_needed}
 
 
-def paired(differences: Floats) -> Difference:
+def paired(differences: Floats, box: float = 0.0) -> Difference:
     """The mean difference of one arm to the reference.
 
     Args:
         differences: shape (seeds, 1 + replicates); of each seed, on the image set and on drawn ones. The replicates of
             all seeds are of the same draws.
+        box: what one box is worth (`evaluation.intervals.worth`).
     """
     by_seed, drawn = differences[:, 0], differences[:, 1:]
     seeds = len(by_seed)
     if seeds == 1:
-        return _interval(float(by_seed[0]), 0.0, float(drawn[0].var(ddof=1)), 1, by_seed)
+        return _interval(float(by_seed[0]), 0.0, float(drawn[0].var(ddof=1)) + box**2, 1, by_seed)
     covariance = np.cov(drawn)
     shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))
-    return _interval(float(by_seed.mean()), float(by_seed.var(ddof=1)), max(float(shared), 0.0), seeds, by_seed)
+    of_images = max(float(shared), 0.0) + (box / seeds) ** 2
+    return _interval(float(by_seed.mean()), float(by_seed.var(ddof=1)), of_images, seeds, by_seed)
 
 
 def mean_of(differences: Sequence[Difference]) -> Difference:

@@ -11,7 +11,6 @@ from exchanging the two detectors' results image by image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
 from yolo_os.evaluation.arrays import Floats, Integers
-from yolo_os.evaluation.intervals import Difference, Interval, difference, holm, mean_of, row_means, single
+from yolo_os.evaluation.intervals import Difference, Interval, difference, holm, mean_of, row_means, single, worth
 from yolo_os.evaluation.resampling import Counts, Ranking, Score, draws, exchanges, replicates
 from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, mean_defined
 
@@ -217,12 +216,12 @@ def bars_of_gain(
     def mean(value: Floats, sample: Floats, swap: Floats, chosen: NDArray[np.bool_]) -> Difference:
         images = np.unique(np.concatenate([np.zeros(0), *(holding[index] for index in np.flatnonzero(chosen))]))
         means = row_means(sample[:, chosen]), row_means(swap[:, chosen])
-        return difference(mean_defined(value[chosen]), *means, plan.level, len(images), _worth(boxes[chosen]))
+        return difference(mean_defined(value[chosen]), *means, plan.level, len(images), worth(boxes[chosen]))
 
     def bars(value: Floats, sample: Floats, swap: Floats) -> Bars:
         defined = ~np.isnan(value)
         each = zip(value.tolist(), sample.T, swap.T, map(len, holding), boxes)
-        alone = tuple(difference(at, rows, swaps, plan.level, n, _worth([b])) for at, rows, swaps, n, b in each)
+        alone = tuple(difference(at, rows, swaps, plan.level, n, worth([b])) for at, rows, swaps, n, b in each)
         enough = defined & (boxes >= plan.min_boxes)
         return Bars(mean(value, sample, swap, defined), mean(value, sample, swap, enough), alone)
 
@@ -232,12 +231,6 @@ def bars_of_gain(
 def _boxes(classes: Sequence[Ranking]) -> tuple[Integers, list[Integers]]:
     """How many boxes each class has to be found, and which images hold them."""
     return np.array([len(ranking.boxes) for ranking in classes]), [np.unique(ranking.boxes) for ranking in classes]
-
-
-def _worth(boxes: Sequence[int] | Integers) -> float:
-    """What one box is worth in the mean AP of classes with so many boxes each, as the root of its mean square."""
-    counts = np.asarray(boxes, float)
-    return math.sqrt((1 / counts).sum() / counts.sum()) / len(counts) if counts.all() and len(counts) else math.nan
 
 
 def image_changes(result: VOCResult, other: VOCResult) -> Floats:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.arrays import Floats, Integers
 
 UNSEEN = 3.0  # how far an interval reaches down, in biases that the bootstrap sees
 _ENOUGH = 5.0  # boxes that could be found or not, as n p (1 - p)
@@ -151,6 +151,12 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
         min(1.0, least * (1 + rarer)),
         least,
     )
+
+
+def worth(boxes: Sequence[int] | Integers) -> float:
+    """What one box is worth in the mean AP of classes with so many boxes each, as the root of its mean square."""
+    counts = np.asarray(boxes, float)
+    return math.sqrt((1 / counts).sum() / counts.sum()) / len(counts) if len(counts) and counts.all() else math.nan
 
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:

@@ -97,7 +97,7 @@ def _table(before: VOCResult, rows: list[_Row]) -> str:
     for row in rows:
         rise = "-" if row.report.loss.rise is None else f"{row.report.loss.rise:+.2%}"
         moved = f"{len(row.report.moved)} of {len(row.report.layers)}"
-        interval = f" [{row.gain.low:+.4f}, {row.gain.high:+.4f}]" if row.report.moved else ""  # else it is the same one
+        interval = f" [{row.gain.low:+.4f}, {row.gain.high:+.4f}]" if row.report.moved else ""  # the same detector
         lines.append(
             f"{row.name:<11}{moved:>13}{row.report.keep:>13.3f}{rise:>15}{row.result.map:>9.4f}"
             f"   {row.gain.value:+.4f}{interval}"
