@@ -114,10 +114,9 @@ def main():
         many = (1000, 200)[name in AP] // share
         simulate, images, replicates = (of_ap, 60, 200) if name in AP else (of_means, _IMAGES, _REPLICATES)
         weights, box = draws(images, replicates), 1 / (2 * images) if name in AP else 0.0
-        hardly = name in AP and parts[-1] is not None
-        many_more = (of_ap(parts, 1, random, weights[:, :1]) for _ in range(2000 // share))
-        true = float(np.mean(list(many_more))) if hardly else 0.0
-        cells = []
+        true, cells = 0.0, []
+        if name in AP and parts[-1] is not None:
+            true = float(np.mean([of_ap(parts, 1, random, weights[:, :1]) for _ in range(2000 // share)]))
         for seeds in numbers:
             held, widths = coverage(simulate, parts, seeds, many, weights, random, true, box)
             cells += [f"{rate:.3f} ({width:.2f})" for rate, width in zip(held, widths)]

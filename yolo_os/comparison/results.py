@@ -12,7 +12,7 @@ import numpy as np
 from yolo_os.comparison.plan import DATA, FOUND, MARGIN, TRUTH, Config, Job, Run, cell_name, make_plan, runs_of
 from yolo_os.comparison.resampling import METRICS, Found, Replicates, Truth, draws, resample
 from yolo_os.comparison.statistics import Difference, holm, mean_of, paired, verdict, word
-from yolo_os.evaluation.arrays import Floats, Integers
+from yolo_os.evaluation.arrays import Floats
 from yolo_os.evaluation.intervals import worth
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.terminal import counted
@@ -93,14 +93,10 @@ class Measured:
             rows = rows[:, ~np.isnan(rows).any(axis=0)] if len(rows) else rows
             if not rows.size:
                 return None
-            parts.append(paired(rows, worth(self._boxes(data)) / len(here)))
+            truth, _ = self.truth(data)
+            box = worth(np.bincount(truth.class_index[~truth.difficult]))
+            parts.append(paired(rows, box / len(here)))
         return mean_of(parts)
-
-    def _boxes(self, data: str) -> Integers:
-        """How many boxes that count each class has, of those that have any."""
-        truth, _ = self.truth(data)
-        counts = np.bincount(truth.class_index[~truth.difficult])
-        return counts[counts > 0]
 
     def differences(self, cells: Sequence[tuple[str, float | int]], metric: str = MAIN) -> dict[str, Difference]:
         """Of all arms but the reference that have one, with p-values by Holm."""

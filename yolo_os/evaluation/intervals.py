@@ -154,9 +154,13 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
 
 
 def worth(boxes: Sequence[int] | Integers) -> float:
-    """What one box is worth in the mean AP of classes with so many boxes each, as the root of its mean square."""
+    """What one box is worth in the mean AP of classes with so many boxes each, as the root of its mean square.
+
+    A class without boxes has no AP; nan where there is no other.
+    """
     counts = np.asarray(boxes, float)
-    return math.sqrt((1 / counts).sum() / counts.sum()) / len(counts) if len(counts) and counts.all() else math.nan
+    counts = counts[counts > 0]
+    return math.sqrt((1 / counts).sum() / counts.sum()) / len(counts) if len(counts) else math.nan
 
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:
