@@ -63,6 +63,8 @@ def test_arms_that_did_not_differ_may_do_so_by_one_box():
     assert (found.high, found.low) == pytest.approx((1.96 * 0.005, -1.96 * 0.005), rel=1e-3)
     assert found.p == 1
     assert paired(alike[:1], box=0.02).high == pytest.approx(1.96 * 0.02, rel=1e-3)
+    spread = np.array([[0.0, 0.0, 0.0], [0.1, 0.1, 0.1]])  # all of it luck of the seed: one degree of freedom
+    assert paired(spread, box=0.02) == paired(spread)
     assert worth([10, 10]) == pytest.approx(1 / 20)  # of 20 boxes
     assert worth([1, 100]) == pytest.approx((1.01 / 101) ** 0.5 / 2)
 

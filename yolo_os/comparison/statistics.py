@@ -10,7 +10,8 @@ of the S seeds
 where s^2 is their variance over the seeds (the luck of training, and how it meets the images), and C the covariance of
 two seeds' differences over drawn image sets (what all seeds owe to these images). C does not shrink with more seeds.
 b is what one box is worth: arms that hardly differ, such as a detector and its shift, may differ on other images where
-they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`).
+they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`). It is left out where the interval
+would be narrower for it, which its degrees of freedom can do.
 With one seed the variance over the images alone is left, and nothing can be said of the luck of training.
 
 Coverage by simulation: `benchmarks/compare_coverage.py`, and docs/compare.md.
@@ -102,11 +103,15 @@ def paired(differences: Floats, box: float = 0.0) -> Difference:
     by_seed, drawn = differences[:, 0], differences[:, 1:]
     seeds = len(by_seed)
     if seeds == 1:
-        return _interval(float(by_seed[0]), 0.0, float(drawn[0].var(ddof=1)) + box**2, 1, by_seed)
-    covariance = np.cov(drawn)
-    shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))
-    of_images = max(float(shared), 0.0) + (box / seeds) ** 2
-    return _interval(float(by_seed.mean()), float(by_seed.var(ddof=1)), of_images, seeds, by_seed)
+        of_seeds, of_images = 0.0, float(drawn[0].var(ddof=1))
+    else:
+        covariance = np.cov(drawn)
+        shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))
+        of_seeds, of_images = float(by_seed.var(ddof=1)), max(float(shared), 0.0)
+    value, of_boxes = float(by_seed.mean()), (box / seeds) ** 2
+    either = [_interval(value, of_seeds, of_images + more, seeds, by_seed) for more in (0.0, of_boxes)]
+    # With more variance come more degrees of freedom, which would at times make the interval narrower.
+    return max(either, key=lambda each: each.high - each.low)
 
 
 def mean_of(differences: Sequence[Difference]) -> Difference:
