@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -20,14 +19,15 @@ def finished(
     """What a program printed and how it ended; a test whose program hangs fails and shows what there was.
 
     `subprocess.run(timeout=...)` kills the program alone: processes that this has started, such as those of `torchrun`,
-    keep its pipes open, and the test would wait for them without an end.
+    each in a session of its own, keep its pipes open, and the test would wait for them without an end.
     """
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=cwd, env=env, text=True, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for started in [*psutil.Process(process.pid).children(recursive=True), process]:
+            started.kill()
         out, err = process.communicate()
         pytest.fail(f"no end within {seconds} s: {command}\n{out[-5000:]}\n{err[-5000:]}")
     return subprocess.CompletedProcess(command, process.returncode, out, err)
