@@ -63,9 +63,8 @@ def test_two_processes_equal_one(recipe, folder):
 
 def test_bad_input_is_said_once_and_nobody_waits(detector, in_tmp):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = finished(
-        [*launcher, "-m", "yolo_os", "shift", f"model={detector}", "data=none.yaml", "device=cpu"],
-    )
+    words = ["shift", f"model={detector}", "data=none.yaml", "device=cpu"]
+    done = finished([*launcher, "-m", "yolo_os", *words], seconds=120)
     assert done.returncode != 0
     assert done.stderr.count("yolo-os: error: data=none.yaml") == 1
 
