@@ -15,7 +15,8 @@ Step. `shift_toward_`'s own rule on val: the share by the new data alone, and wi
 choice sees a test image. (The VOC detector has learned from the images of val, by day: its own val mAP is too high.)
 
 Prints Markdown tables of VOC mAP10 on the test images of both cameras (VOC: the mean of bus, car, cat, person, train).
-Intervals are 95 %, over seeds and images, by the model of `yolo-os compare` (docs/compare.md).
+Intervals are 95 %, over seeds and images, by the model of `yolo-os compare` (docs/compare.md), without its allowance
+for one box more: these trainings differ in many.
 
 What a run came to (mAP10 on the test images and on drawn ones, and the shares that val chose) is kept in --measured, a
 small file that comes with the project, and such a run is not made again: remove the file to repeat all. Test images are
