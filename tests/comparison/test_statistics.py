@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from yolo_os.evaluation.intervals import worth
 
 
 def made(p, value=0.01, low=0.001, high=0.019, seeds=3):
-    return Difference(value, low, high, seeds, 0.01, 0.0, 0.0, 2.0, p, p, 1, seeds > 1, (value,) * seeds)
+    return Difference(value, low, high, seeds, 0.01, 0.0, 0.0, 0.0, 2.0, p, p, 1, seeds > 1, (value,) * seeds)
 
 
 def test_by_hand():
@@ -95,12 +97,20 @@ def test_what_would_have_been_seen_is_seen_four_times_in_five():
 
 
 def test_seeds_needed():
-    needed = seeds_needed(1.0, 1.0, 0.0)  # a paired t-test with an effect of one standard deviation: ten pairs
+    needed = seeds_needed(1.0, 1.0, 0.0, 0.0)  # a paired t-test with an effect of one standard deviation: ten pairs
     assert needed == 10
-    assert seeds_needed(0.5, 1.0, 0.0) == 34
-    assert seeds_needed(0.5, 1.0, 0.01) > 34
-    assert seeds_needed(0.5, 1.0, 1.0) is None  # the images alone leave too much open
-    assert seeds_needed(0.0, 1.0, 0.0) is None
+    assert seeds_needed(0.5, 1.0, 0.0, 0.0) == 34
+    assert seeds_needed(0.5, 1.0, 0.01, 0.0) > 34
+    assert seeds_needed(0.5, 1.0, 1.0, 0.0) is None  # the images alone leave too much open
+    assert seeds_needed(0.0, 1.0, 0.0, 0.0) is None
+
+
+def test_what_one_box_is_worth_shrinks_with_more_seeds():
+    box = 0.02
+    found = paired(np.full((2, 10), 0.004), box)
+    assert found.error == pytest.approx(box / 2)
+    enough = (NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)) * box  # times 1 / S is to be 0.004
+    assert found.seeds_needed == math.ceil(enough / 0.004)
 
 
 @pytest.mark.parametrize(

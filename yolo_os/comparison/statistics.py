@@ -5,7 +5,7 @@ same cases. The model is that of Obuchowski and Rockette for such multi-reader, 
 freedom of Hillis (2007): seeds are the readers, images the cases, both drawn from a population. Of the differences d_s
 of the S seeds
 
-    Var(mean d) = s^2 / S + I,    df = (s^2 / S + I)^2 / ((s^2 / S)^2 / (S - 1)),    I = max(C, 0) + (b / S)^2
+    Var(mean d) = s^2 / S + I,    df = (s^2 / S + I)^2 / ((s^2 / S)^2 / (S - 1)),    I = max(C, 0) + b^2 / S^2
 
 where s^2 is their variance over the seeds (the luck of training, and how it meets the images), and C the covariance of
 two seeds' differences over drawn image sets (what all seeds owe to these images). C does not shrink with more seeds.
@@ -45,7 +45,8 @@ class Difference:
         seeds: how many both arms have.
         error: standard error, of seeds and images together.
         seed_part: variance over the seeds, s^2.
-        image_part: I, the variance that the images leave.
+        image_part: max(C, 0), the variance that the images leave however many seeds there are.
+        box_part: b^2, the variance that one box may be worth in one seed; 0 where it is left out.
         freedom: degrees of freedom.
         p: two-sided, of this comparison alone.
         p_holm: by Holm over all arms; that of this comparison alone until it is known.
@@ -61,6 +62,7 @@ class Difference:
     error: float
     seed_part: float
     image_part: float
+    box_part: float
     freedom: float
     p: float
     p_holm: float
@@ -84,7 +86,7 @@ class Difference:
         """How many seeds would show a difference as large as the observed one four times out of five; None: none."""
         if not self.over_seeds:
             return None
-        return seeds_needed(self.value, self.seed_part, self.image_part, self.arms)
+        return seeds_needed(self.value, self.seed_part, self.image_part, self.box_part, self.arms)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -108,8 +110,7 @@ def paired(differences: Floats, box: float = 0.0) -> Difference:
         covariance = np.cov(drawn)
         shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))
         of_seeds, of_images = float(by_seed.var(ddof=1)), max(float(shared), 0.0)
-    value, of_boxes = float(by_seed.mean()), (box / seeds) ** 2
-    either = [_interval(value, of_seeds, of_images + more, seeds, by_seed) for more in (0.0, of_boxes)]
+    either = [_interval(by_seed, of_seeds, of_images, of_box) for of_box in (0.0, box**2)]
     # With more variance come more degrees of freedom, which would at times make the interval narrower.
     return max(either, key=lambda each: each.high - each.low)
 
@@ -134,6 +135,7 @@ def mean_of(differences: Sequence[Difference]) -> Difference:
         seeds=seeds,
         seed_part=sum(each.seed_part for each in differences) / count**2,
         image_part=sum(each.image_part for each in differences) / count**2,
+        box_part=sum(each.box_part for each in differences) / count**2,
         over_seeds=all(each.over_seeds for each in differences),
         by_seed=tuple(by_seed.tolist()),
     )
@@ -154,7 +156,7 @@ def smallest_shown(error: float, freedom: float, arms: int = 1) -> float:
     return _noncentrality(freedom, arms) * error
 
 
-def seeds_needed(value: float, seed_part: float, image_part: float, arms: int = 1) -> int | None:
+def seeds_needed(value: float, seed_part: float, image_part: float, box_part: float, arms: int = 1) -> int | None:
     """The number of seeds from 2 on at which a true difference of this size would be found in POWER of all cases.
 
     None where no number does (MOST_SEEDS are tried): the images alone leave too much open.
@@ -163,9 +165,9 @@ def seeds_needed(value: float, seed_part: float, image_part: float, arms: int = 
         return None
 
     def enough(seeds: int) -> bool:
-        of_seeds = seed_part / seeds
-        error = (of_seeds + image_part) ** 0.5
-        return bool(abs(value) >= _noncentrality(_freedom(of_seeds, image_part, seeds), arms) * error)
+        of_seeds, of_images = seed_part / seeds, image_part + box_part / seeds**2
+        error = (of_seeds + of_images) ** 0.5
+        return bool(abs(value) >= _noncentrality(_freedom(of_seeds, of_images, seeds), arms) * error)
 
     if not enough(MOST_SEEDS):
         return None
@@ -198,16 +200,18 @@ def word(difference: Difference, margin: float = MARGIN) -> str:
     return "no difference" if small and difference.over_seeds else "no evidence"
 
 
-def _interval(value: float, seed_part: float, image_part: float, seeds: int, by_seed: Floats) -> Difference:
-    of_seeds = seed_part / seeds
-    made = _with_error(value, of_seeds + image_part, _freedom(of_seeds, image_part, seeds))
+def _interval(by_seed: Floats, seed_part: float, image_part: float, box_part: float) -> Difference:
+    seeds = len(by_seed)
+    of_seeds, of_images = seed_part / seeds, image_part + box_part / seeds**2
+    made = _with_error(float(by_seed.mean()), of_seeds + of_images, _freedom(of_seeds, of_images, seeds))
     return replace(
         made,
         seeds=seeds,
         seed_part=seed_part,
         image_part=image_part,
+        box_part=box_part,
         over_seeds=seeds > 1,
-        by_seed=tuple(np.asarray(by_seed).tolist()),
+        by_seed=tuple(by_seed.tolist()),
     )
 
 
@@ -216,7 +220,7 @@ def _with_error(value: float, variance: float, freedom: float) -> Difference:
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     certain = 1.0 if value == 0 else 0.0  # where nothing varies
     p = min(1.0, 2 * float(special.stdtr(freedom, -abs(value) / error))) if error else certain
-    return Difference(value, value - half, value + half, 1, error, 0.0, variance, freedom, p, p, 1, False, ())
+    return Difference(value, value - half, value + half, 1, error, 0.0, variance, 0.0, freedom, p, p, 1, False, ())
 
 
 def _freedom(of_seeds: float, of_images: float, seeds: int) -> float:
