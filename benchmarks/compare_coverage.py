@@ -8,7 +8,7 @@ and with a true mean of 0. Rows differ in which of them there is.
 AP: two arms of the same kind, so that their true difference is 0. Each training is a detector that finds an object with
 a chance that the seed, the image and the arm on that image have a part in, with false detections in between; AP50-95 is
 taken by the code of the command. Of arms that hardly differ the second is the first one, and finds one in 100, or one
-in 20, of the boxes that this misses; their true difference is the mean of many.
+in 20, of the boxes that this misses; their true difference is the mean of many. Of these, VOC07 mAP as well.
 
 Prints a Markdown table: share of comparisons whose interval holds the truth, and in brackets its mean width;
 "images only" is the interval that leaves the seeds out, as a bootstrap over images has it.
@@ -21,8 +21,9 @@ import argparse
 import numpy as np
 from scipy import stats
 
-from yolo_os.comparison.resampling import Found, Truth, draws, resample
+from yolo_os.comparison.resampling import STEPS, Found, Truth, draws, resample
 from yolo_os.comparison.statistics import paired
+from yolo_os.evaluation.intervals import Evidence
 
 SEEDS = (2, 3, 5)
 # Standard deviations of the mean of one seed's differences that come from seeds, images, and both together.
@@ -45,7 +46,7 @@ _IMAGES, _REPLICATES = 200, 400
 _OFFSETS = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
 
 
-def of_means(parts, seeds, random, weights):
+def of_means(parts, seeds, random, weights, metric=None):
     """Differences of some seeds, on the image set and on drawn ones."""
     of_seeds, of_images, of_both = parts
     scale = _IMAGES**0.5
@@ -55,8 +56,8 @@ def of_means(parts, seeds, random, weights):
     return matrix @ weights / weights.sum(axis=0)
 
 
-def of_ap(parts, seeds, random, weights):
-    """The same of AP50-95 of simulated detectors."""
+def of_ap(parts, seeds, random, weights, metric):
+    """The same of AP of simulated detectors."""
     of_seeds, of_both, more = parts
     images = len(weights)
     image = np.repeat(np.arange(images), 2)
@@ -78,7 +79,7 @@ def of_ap(parts, seeds, random, weights):
     def ap(hit, found):
         kept = np.append(hit, np.ones(len(found.image) - len(hit), dtype=bool))
         columns = (getattr(found, name)[kept] for name in Found.__dataclass_fields__)
-        return resample(truth, Found(*columns), weights).means["ap"]
+        return resample(truth, Found(*columns), weights).means[metric]
 
     def difference():
         hit, found = detector()
@@ -88,12 +89,24 @@ def of_ap(parts, seeds, random, weights):
     return np.array([difference() for _ in range(seeds)])
 
 
-def coverage(simulate, parts, seeds, count, weights, random, true, box):
-    """Share of comparisons whose interval holds the truth, with both kinds of intervals, and their mean widths."""
+def truth(parts, weights, random, count, metric):
+    """The true difference of two arms."""
+    if parts[-1] is None:
+        return 0.0
+    return float(np.mean([of_ap(parts, 1, random, weights[:, :1], metric) for _ in range(count)]))
+
+
+def coverage(simulate, parts, seeds, count, weights, random, true=0.0, metric="ap"):
+    """Share of comparisons whose interval holds the truth, with both kinds of intervals, and their mean widths.
+
+    Means are of so many boxes that one is worth nothing.
+    """
+    images = len(weights)
+    evidence = Evidence(np.array([2 * images if simulate is of_ap else 10**9]), np.array([images]), images)
     held, widths = np.zeros(2), np.zeros(2)
     for _ in range(count):
-        differences = simulate(parts, seeds, random, weights)
-        each = paired(differences, box)
+        differences = simulate(parts, seeds, random, weights, metric)
+        each = paired(differences, evidence, STEPS[metric] if simulate is of_ap else 0.0)
         half = stats.norm.ppf(0.975) * differences[:, 1:].mean(axis=0).std(ddof=1)
         held += [each.low <= true <= each.high, abs(each.value - true) <= half]
         widths += [each.high - each.low, 2 * half]
@@ -110,15 +123,15 @@ def main():
     share = 10 if options.quick else 1
     print(f"| simulation | {' | '.join(f'{each} seeds | images only' for each in numbers)} |")
     print("| --- " * (2 * len(numbers) + 1) + "|")
-    for name, parts in {**MEANS, **AP}.items():
-        many = (1000, 200)[name in AP] // share
-        simulate, images, replicates = (of_ap, 60, 200) if name in AP else (of_means, _IMAGES, _REPLICATES)
-        weights, box = draws(images, replicates), 1 / (2 * images) if name in AP else 0.0
-        true, cells = 0.0, []
-        if name in AP and parts[-1] is not None:
-            true = float(np.mean([of_ap(parts, 1, random, weights[:, :1]) for _ in range(2000 // share)]))
+    rows = [(name, of_means, parts, "ap") for name, parts in MEANS.items()]
+    rows += [(name, of_ap, parts, "ap") for name, parts in AP.items()]
+    rows += [(f"{name}, VOC07", of_ap, parts, "map07") for name, parts in AP.items() if parts[-1] is not None]
+    for name, simulate, parts, metric in rows:
+        many = (200 if simulate is of_ap else 1000) // share
+        weights = draws(60, 200) if simulate is of_ap else draws(_IMAGES, _REPLICATES)
+        true, cells = truth(parts, weights, random, 2000 // share, metric), []
         for seeds in numbers:
-            held, widths = coverage(simulate, parts, seeds, many, weights, random, true, box)
+            held, widths = coverage(simulate, parts, seeds, many, weights, random, true, metric)
             cells += [f"{rate:.3f} ({width:.2f})" for rate, width in zip(held, widths)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

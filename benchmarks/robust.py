@@ -29,10 +29,9 @@ from common import DETECTOR, DEVKIT, changed_dataset, find, images_of, keep_ultr
 from torch import nn
 
 from yolo_os import ShiftRecipe, shift_
-from yolo_os.comparison.resampling import Found, Truth, draws, resample
+from yolo_os.comparison.resampling import STEPS, Found, Truth, draws, resample
 from yolo_os.comparison.statistics import paired
 from yolo_os.evaluation.annotations import Annotations
-from yolo_os.evaluation.intervals import worth
 from yolo_os.files import write_json
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import class_names_of
@@ -187,7 +186,13 @@ def disturbances(label):
     return made
 
 
-def table(files, kept, box):
+def change(mine, before, evidence):
+    """The difference with its interval; draws without a box of any class are left out."""
+    rows = mine - before
+    return str(paired(rows[:, ~np.isnan(rows).any(axis=0)], evidence, STEPS["ap"]))
+
+
+def table(files, kept, evidence):
     """Markdown."""
     heads = " | ".join(f"keep {keep:g}, change [95 %]" for keep in KEEPS)
     yield f"| AP50-95, {len(files)} detector{'s' if len(files) > 1 else ''} | before | {heads} |"
@@ -197,7 +202,7 @@ def table(files, kept, box):
             rows = [kept[f"{file} {name}"] for file in files]
             before = np.array([row["before"] for row in rows])
             cells = [f"{before[:, 0].mean():.4f}"]
-            cells += [str(paired(np.array([row[f"{keep:g}"] for row in rows]) - before, box)) for keep in KEEPS]
+            cells += [change(np.array([row[f"{keep:g}"] for row in rows]), before, evidence) for keep in KEEPS]
             yield f"| {name} | {' | '.join(cells)} |"
 
 
@@ -217,8 +222,7 @@ def main():
         kept = json.loads(options.out.read_text()) if options.out.exists() else {}
         study = Study(options, names)
         measure(options, files, study, kept)
-    box = worth(np.bincount(study.truth.class_index[~study.truth.difficult]))
-    print("\n".join(table(files, kept, box)))
+    print("\n".join(table(files, kept, study.truth.evidence)))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ Step. `shift_toward_`'s own rule on val: the share by the new data alone, and wi
 choice sees a test image. (The VOC detector has learned from the images of val, by day: its own val mAP is too high.)
 
 Prints Markdown tables of VOC mAP10 on the test images of both cameras (VOC: the mean of bus, car, cat, person, train).
-Intervals are 95 %, over seeds and images, by the model of `yolo-os compare` (docs/compare.md), without its allowance
-for one box more: these trainings differ in many.
+Intervals are 95 %, over seeds and images, by the model of `yolo-os compare` (docs/compare.md).
 
 What a run came to (mAP10 on the test images and on drawn ones, and the shares that val chose) is kept in --measured, a
 small file that comes with the project, and such a run is not made again: remove the file to repeat all. Test images are
@@ -42,7 +41,7 @@ from yolo_os.comparison.resampling import draws
 from yolo_os.comparison.statistics import paired
 from yolo_os.evaluation.bootstrap import voc_rankings, voc_score
 from yolo_os.evaluation.detections import evaluate_boxes, evaluate_detections, from_boxes
-from yolo_os.evaluation.intervals import row_means
+from yolo_os.evaluation.intervals import Evidence, row_means
 from yolo_os.evaluation.voc import RECALL_POINTS
 from yolo_os.files import written_whole
 from yolo_os.modes.camera import changed
@@ -53,6 +52,7 @@ CURVES = ("stock20", "freeze10")
 DROP = 0.02
 REPLICATES = 200
 SIDES = ("new", "old")
+TRUTH = "truth"  # key of `boxes_of` in what is measured
 MEASURED = Path(__file__).parent / "measured"
 # Settings of Ultralytics' train(); `mix` adds as many old images, `l2sp` pulls towards the start at every step.
 ARMS = {
@@ -298,8 +298,26 @@ def step_at(share, statistics):
     return STAY if share == 1 else Step(share, statistics)
 
 
+def boxes_of(study, measured):
+    """The class and image of each box of the test images that counts, shape (boxes, 2); kept with what is measured."""
+    if TRUTH not in measured:
+        truth = read_devkit(study.devkit, split="test", classes=class_names(study))
+        names = [truth.classes[index] for index in truth.class_index]
+        rows = zip(names, truth.image, truth.difficult)
+        counted = [
+            (study.counted.index(name), image) for name, image, hard in rows if name in study.counted and not hard
+        ]
+        measured[TRUTH] = np.array(counted)
+    return measured[TRUTH]
+
+
+def evidence_of(boxes):
+    """What the test images hold, from the class and image of each box."""
+    return Evidence.of([boxes[boxes[:, 0] == label, 1] for label in np.unique(boxes[:, 0])])
+
+
 class Measured:
-    """Arrays of numbers from 0 to 1, or NaN, by key, in one file that is whole after each."""
+    """Arrays of numbers from 0 to 1, or NaN, or of whole numbers, by key, in one file that is whole after each."""
 
     _ONE = 60000  # so that 0.1 is a whole number
     _NAN = 65535
@@ -316,11 +334,16 @@ class Measured:
     def __getitem__(self, key):
         """What is kept by a key."""
         kept = self._kept[key]
+        if kept.dtype == np.int64:
+            return kept
         return np.where(kept == self._NAN, np.nan, kept / self._ONE)
 
     def __setitem__(self, key, values):
         """Keep it, and write the file."""
-        self._kept[key] = np.nan_to_num(np.round(np.asarray(values) * self._ONE), nan=self._NAN).astype(np.uint16)
+        values = np.asarray(values)
+        if values.dtype != np.int64:
+            values = np.nan_to_num(np.round(values * self._ONE), nan=self._NAN).astype(np.uint16)
+        self._kept[key] = values
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self.path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **dict(sorted(self._kept.items())))
@@ -352,14 +375,14 @@ def steps(chosen):
     return {"": (0, 1.0), **{name: (1 - int(way), share) for name, (share, way) in named.items()}}
 
 
-def change(mine, theirs):
+def change(mine, theirs, evidence):
     """The paired differences of rows, over the seeds that both have, for each camera."""
     both = [seed for seed in mine if seed in theirs]
     drawn = np.stack([mine[seed][1] - theirs[seed][1] for seed in both])
-    return len(both), [str(paired(drawn[:, side])) for side in range(len(SIDES))]
+    return len(both), [str(paired(drawn[:, side], evidence)) for side in range(len(SIDES))]
 
 
-def tables(measured, camera, arms, seeds):
+def tables(measured, camera, arms, seeds, evidence):
     """The lines of the Markdown tables."""
     found = rows(measured, camera, arms, seeds)
     if not found:
@@ -372,7 +395,7 @@ def tables(measured, camera, arms, seeds):
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     yield f"| the old detector | | | {start[0]:.4f} | | {start[1]:.4f} | |"
     for name, mine in found.items():
-        _, changes = change(mine, found[first])
+        _, changes = change(mine, found[first], evidence)
         shares = [share for share, _ in mine.values()]
         label = " ".join(f"{share:g}" for share in (shares if len(set(shares)) > 1 else shares[:1]))
         means = np.mean([drawn[:, 0] for _, drawn in mine.values()], axis=0)
@@ -383,7 +406,7 @@ def tables(measured, camera, arms, seeds):
     yield "| --- | --- | --- | --- |"
     for name in arms:
         if name in found:
-            number, changes = change(found[f"{name} + step"], found[name])
+            number, changes = change(found[f"{name} + step"], found[name], evidence)
             yield f"| {name} | {number} | {' | '.join(changes)} |"
     steps_of_first = (f"{first} + step", f"{first} + step, retain_drop={DROP}")
     yield from ("", f"{first} with its step against each control (over the seeds both have)", "")
@@ -391,7 +414,7 @@ def tables(measured, camera, arms, seeds):
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, theirs in found.items():
         if not name.startswith(first) and " at 0.5" not in name and ", statistics" not in name:
-            against = [change(found[step], theirs) for step in steps_of_first]
+            against = [change(found[step], theirs, evidence) for step in steps_of_first]
             yield f"| {name} | {against[0][0]} | {' | '.join(each for _, changes in against for each in changes)} |"
 
 
@@ -463,9 +486,10 @@ def main():
     for seed in () if options.print else seeds:
         for camera in cameras:
             measure(study, camera, seed, arms, out, measured)
+    evidence = evidence_of(boxes_of(study, measured))
     for camera in cameras:
         print(f"\n{options.data}, camera {camera}: {study.weights.stem}, {study.imgsz} px, mAP10 of the test images\n")
-        print("\n".join(tables(measured, camera, arms, seeds)))
+        print("\n".join(tables(measured, camera, arms, seeds, evidence)))
         if found := curves(measured, camera, arms, seeds):
             print("\n".join(["", *curve_table(found)]))
             draw(found, out / f"{options.data}-{camera}.png", f"{options.data}, camera {camera}")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from common import keep_ultralytics_here
 from torch import nn
-from toward import ARMS, MEASURED, SHARES, SIDES, Judge, Measured, prepare, study_of, train
+from toward import ARMS, MEASURED, SHARES, SIDES, Judge, Measured, boxes_of, evidence_of, prepare, study_of, train
 
 from yolo_os import ShiftRecipe
 from yolo_os.comparison.statistics import paired
@@ -299,7 +299,7 @@ def parts(study, options, out, measured):
         if GREEDY in wanted:
             taken.append(measured[f"{key} shares"])
     yield f"{options.data}, camera {options.camera}, {options.arm}, {len(options.seeds)} seeds"
-    yield from rows(found)
+    yield from rows(found, evidence_of(boxes_of(study, measured)))
     if taken:
         shares = "; ".join(" ".join(f"{share:g}" for share in each) for each in taken)
         yield f"greedy shares of backbone, neck, head: {shares}"
@@ -325,7 +325,7 @@ def measure(study, options, out, seed, labels, key, measured):
         print(f"measured {key} {label}", flush=True)
 
 
-def rows(found):
+def rows(found, evidence):
     """A Markdown table of what was found, by variant: mAP10 of each seed, shape (2, 1 + replicates)."""
     yield ""
     yield "| what is at that share | new camera | change | old camera | change |"
@@ -335,7 +335,7 @@ def rows(found):
         drawn = np.stack(seeds)
         cells = []
         for side in range(len(SIDES)):
-            change = "" if label == "as trained" else str(paired(drawn[:, side] - first[:, side]))
+            change = "" if label == "as trained" else str(paired(drawn[:, side] - first[:, side], evidence))
             cells += [f"{drawn[:, side, 0].mean():.4f}", change]
         yield f"| {label} | {' | '.join(cells)} |"
 
@@ -400,7 +400,8 @@ def heads(study, options, out, measured):
         for label in labels:
             found.setdefault(label, []).append(measured[f"{key} {label}"])
     yield f"digits, camera {options.camera}, {options.arm}, a head for {FEW} of 10 classes, {len(options.seeds)} seeds"
-    yield from rows(found)
+    boxes = boxes_of(study, measured)
+    yield from rows(found, evidence_of(boxes[boxes[:, 0] < FEW]))
 
 
 def main():

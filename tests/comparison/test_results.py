@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_mean_over_data_sets_is_that_of_each(folder):
                 of[arm] = np.mean(each, axis=0)
             by_seed.append(of["sos"] - of["stock"])
             means.append(of["sos"][0])
-        parts.append(paired(np.array(by_seed), 1 / 16 / 2))  # 16 boxes, two numbers of images
+        parts.append(paired(np.array(by_seed), truth_of(number).evidence, 1 / 101, runs=2))  # two numbers of images
     arm = content["arms"][1]
     known = mean_of(parts)
     assert (arm["name"], arm["mean"]) == ("sos", pytest.approx(np.mean(means)))
@@ -100,6 +101,30 @@ def test_what_is_missing_is_said(folder):
     for table in text.split("\n\n"):
         rows = [line for line in table.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1, table
+
+
+def test_a_seed_that_failed_on_one_data_set_counts_on_none(folder):
+    (folder / "runs" / "two" / "sos-0" / RESULT).unlink()
+    content = summarise(recorded(folder, 20))
+    stock, sos = content["arms"][:2]
+    assert (sos["seeds"], sos["pairs"]) == ([1, 2], 2)
+    assert sos["by_seed"] == pytest.approx(np.subtract(sos["values"], stock["values"][1:]))
+    assert sos["difference"] == pytest.approx(np.mean(sos["by_seed"]))
+
+
+def test_of_a_class_in_one_image_nothing_is_known(folder):
+    """Neither of a class row nor, as far as it counts, of the mean."""
+    for name in CONFIG.names():
+        path = folder / "data" / name / TRUTH
+        truth = Truth.load(path)
+        replace(truth, class_index=np.where((truth.image > 0) & (truth.class_index == 1), 0, truth.class_index)).save(
+            path
+        )
+    cell = summarise(recorded(folder, 20))["cells"][0]
+    cat, dog = cell["classes"]["sos"]
+    assert (dog["low"], dog["high"]) == (-1, 1)
+    assert cat["high"] - cat["low"] < 1
+    assert cell["arms"][1]["high"] - cell["arms"][1]["low"] > 1  # half of the mean of two
 
 
 def test_the_files_of_a_report(folder, tmp_path):

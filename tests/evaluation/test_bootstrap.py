@@ -243,6 +243,26 @@ def test_of_one_image_nothing_is_known():
     assert (bootstrap(full).ap[0].low, bootstrap(full).ap[0].high) == (0, 1)
 
 
+def test_a_class_in_one_image_may_be_anything_in_the_mean_as_well():
+    boxes = np.tile([[1, 1, 50, 50]], (41, 1))
+    images, classes = [*range(40), 0], [0] * 40 + [1]
+    same = evaluate_voc(images, classes, boxes, [0] * 41, images, classes, boxes, np.linspace(1, 0.5, 41), 2)
+    gain = bootstrap(same, same)
+    assert (gain.ap[1].low, gain.ap[1].high) == (-1, 1)
+    assert 0.5 < gain.map.high < 0.6
+    assert gain.ap[0].high < 0.1
+
+
+def test_at_eleven_recalls_one_box_may_be_worth_an_eleventh():
+    boxes = np.tile([[1, 1, 50, 50]], (200, 1))
+    images = np.arange(200)
+    same = evaluate_voc(images, [0] * 200, boxes, [0] * 200, images, [0] * 200, boxes, np.linspace(1, 0.5, 200), 1)
+    gain = bootstrap(same, same)
+    deviations = student(0.95, 200)
+    assert gain.map.high == pytest.approx(deviations / 200)
+    assert gain.map07.high == pytest.approx(deviations / (11 * 200) ** 0.5)
+
+
 def test_a_difference_that_all_replicates_agree_on_is_not_certain():
     boxes = np.tile([[1, 1, 50, 50]], (4, 1))
     full = evaluate_voc(range(4), [0] * 4, boxes, [0] * 4, range(4), [0] * 4, boxes, [0.5] * 4, 1)
@@ -275,6 +295,11 @@ def test_holm_steps_down():
 
 def test_a_p_value_below_the_resolution_is_not_given_as_a_number():
     assert (p_text(2 / 1001, 2 / 1001), p_text(0.0341, 2 / 1001)) == ("< 0.002", "= 0.0341")
+    assert (p_text(2 / 151, 2 / 151), p_text(2 / 801, 2 / 801), p_text(0.002, 0.002)) == (
+        "< 0.02",
+        "< 0.003",
+        "< 0.002",
+    )
 
 
 def test_images_seen_by_one_detector_only_are_drawn_for_both():

@@ -72,6 +72,17 @@ def test_val_of_coco_results_leaves_comp4_files(kit, good, in_tmp, capsys):
     assert json.loads((in_tmp / "again.json").read_text())["classes"]["dog"]["ap"] == 1.0
 
 
+def test_of_one_image_there_are_figures_without_intervals(kit, good, poor, in_tmp, capsys):
+    (kit / "VOC2007/ImageSets/Main/test.txt").write_text("a\n")
+    words = ("strict=False", "plots=False")
+    assert val(kit, f"{poor},{good}", *words, "json=out.json") == 0
+    assert "of a single image none can be given" in capsys.readouterr().err
+    figures = json.loads((in_tmp / "out.json").read_text())
+    assert (figures["detectors"]["good"]["map"], figures["gains"]) == (1.0, {})
+    assert val(kit, f"{poor},{good}", *words, "bootstrap=50") == 2
+    assert "at least 2 are needed" in capsys.readouterr().err
+
+
 def test_val_with_error_bars(kit, good, in_tmp, capsys):
     assert val(kit, good, "plots=False", "bootstrap=50", "json=out.json") == 0
     assert "95% intervals from 50 bootstrap replicates of the 3 images" in capsys.readouterr().out

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from yolo_os.evaluation.arrays import Floats, Integers
 from yolo_os.evaluation.bootstrap import voc_rankings, voc_score
-from yolo_os.evaluation.coco import coco_rankings, coco_score, sides
+from yolo_os.evaluation.coco import COCO_STEP, coco_rankings, coco_score, sides
 from yolo_os.evaluation.coco_matching import Boxes
-from yolo_os.evaluation.intervals import row_means
+from yolo_os.evaluation.intervals import Evidence, row_means
 from yolo_os.evaluation.resampling import Ranking, Weights
 from yolo_os.evaluation.resampling import draws as evaluation_draws
 from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, evaluate_voc
 from yolo_os.files import written_whole
 
 METRICS = {"ap": "AP50-95", "map07": "VOC07 mAP", "map10": "VOC10 mAP"}  # the first is the main figure
+# The least by which AP of a class can rise.
+STEPS = {"ap": COCO_STEP, "map07": 1 / len(RECALL_POINTS["numpy"]), "map10": 0.0}
 _VOC_SCORE = voc_score(RECALL_POINTS["numpy"])
 _TABLE = 2_000_000  # true positives times replicates at once
 
@@ -49,6 +51,16 @@ class Truth:
         """Write it."""
         arrays = {name: getattr(self, name) for name in ("image", "class_index", "box", "difficult")}
         _save(path, classes=np.array(self.classes), files=np.array(self.files), **arrays)
+
+    @property
+    def holding(self) -> list[Integers]:
+        """Of each class, the images of its boxes that are to be found, one entry for a box."""
+        return [self.image[(self.class_index == index) & ~self.difficult] for index in range(len(self.classes))]
+
+    @property
+    def evidence(self) -> Evidence:
+        """How much there is to tell detectors apart by."""
+        return Evidence.of(self.holding)
 
     @classmethod
     def load(cls, path: Path) -> Truth:

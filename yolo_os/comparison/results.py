@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolo_os.comparison.plan import DATA, FOUND, MARGIN, TRUTH, Config, Job, Run, cell_name, make_plan, runs_of
-from yolo_os.comparison.resampling import METRICS, Found, Replicates, Truth, draws, resample
+from yolo_os.comparison.resampling import METRICS, STEPS, Found, Replicates, Truth, draws, resample
 from yolo_os.comparison.statistics import Difference, holm, mean_of, paired, verdict, word
 from yolo_os.evaluation.arrays import Floats
-from yolo_os.evaluation.intervals import worth
+from yolo_os.evaluation.intervals import Evidence
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.terminal import counted
 
@@ -84,18 +83,17 @@ class Measured:
     def difference(self, arm: str, cells: Sequence[tuple[str, float | int]], metric: str = MAIN) -> Difference | None:
         """An arm's difference to the reference over some cells; None where no seed has both."""
         reference = self.config.arms[0].name
+        both = self.by_seed(arm, cells).keys() & self.by_seed(reference, cells).keys()
         parts = []
         for data in dict.fromkeys(data for data, _ in cells):
             here = [cell for cell in cells if cell[0] == data]
             mine, theirs = self.means(arm, here, metric), self.means(reference, here, metric)
-            seeds = [seed for seed in self.config.seeds if seed in mine and seed in theirs]
-            rows = np.array([mine[seed] - theirs[seed] for seed in seeds])
+            rows = np.array([mine[seed] - theirs[seed] for seed in sorted(both)])
             rows = rows[:, ~np.isnan(rows).any(axis=0)] if len(rows) else rows
             if not rows.size:
                 return None
             truth, _ = self.truth(data)
-            box = worth(np.bincount(truth.class_index[~truth.difficult]))
-            parts.append(paired(rows, box / len(here)))
+            parts.append(paired(rows, truth.evidence, STEPS[metric], len(here)))
         return mean_of(parts)
 
     def differences(self, cells: Sequence[tuple[str, float | int]], metric: str = MAIN) -> dict[str, Difference]:
@@ -258,6 +256,7 @@ def _classes(measured: Measured, cell: tuple[str, float | int]) -> dict[str, lis
     reference = {
         seed: measured.of(runs[0]) for seed, runs in measured.by_seed(measured.config.arms[0].name, [cell]).items()
     }
+    holding = truth.holding
     table: dict[str, list[dict[str, Any]]] = {}
     for arm in measured.config.arms:
         mine = {seed: measured.of(runs[0]) for seed, runs in measured.by_seed(arm.name, [cell]).items()}
@@ -265,12 +264,12 @@ def _classes(measured: Measured, cell: tuple[str, float | int]) -> dict[str, lis
         rows = []
         for index, name in enumerate(truth.classes):
             values = [each.classes[0, index] for each in mine.values() if each is not None]
-            boxes = int(((truth.class_index == index) & ~truth.difficult).sum())
-            row: dict[str, Any] = {"name": name, "boxes": boxes, "mean": float(np.mean(values)) if values else None}
+            mean, where = float(np.mean(values)) if values else None, holding[index]
+            row: dict[str, Any] = {"name": name, "boxes": len(where), "mean": mean}
             drawn = np.array([a.classes[:, index] - b.classes[:, index] for a, b in both if a and b])
             drawn = drawn[:, ~np.isnan(drawn).any(axis=0)] if len(drawn) else drawn
-            if arm.name != measured.config.arms[0].name and drawn.size and drawn.shape[1] > 2 and boxes:
-                made = replace(paired(drawn, worth([boxes])), by_seed=())
+            if arm.name != measured.config.arms[0].name and drawn.size and drawn.shape[1] > 2 and len(where):
+                made = paired(drawn, Evidence.of([where]), STEPS[MAIN])
                 row |= {"difference": made.value, "low": made.low, "high": made.high}
             rows.append(row)
         table[arm.name] = [row for row in rows if row["boxes"]]

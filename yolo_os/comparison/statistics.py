@@ -5,13 +5,15 @@ same cases. The model is that of Obuchowski and Rockette for such multi-reader, 
 freedom of Hillis (2007): seeds are the readers, images the cases, both drawn from a population. Of the differences d_s
 of the S seeds
 
-    Var(mean d) = s^2 / S + I,    df = (s^2 / S + I)^2 / ((s^2 / S)^2 / (S - 1)),    I = max(C, 0) + b^2 / S^2
+    Var(mean d) = s^2 / S + I,    I = n / (n - 1) max(C, 0) + b^2 / S^2
+    df = (s^2 / S + I)^2 / ((s^2 / S)^2 / (S - 1) + I^2 / (n - 1))
 
 where s^2 is their variance over the seeds (the luck of training, and how it meets the images), and C the covariance of
-two seeds' differences over drawn image sets (what all seeds owe to these images). C does not shrink with more seeds.
-b is what one box is worth: arms that hardly differ, such as a detector and its shift, may differ on other images where
-they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`). It is left out where the interval
-would be narrower for it, which its degrees of freedom can do.
+two seeds' differences over drawn sets of the n images (what all seeds owe to these images). C does not shrink with more
+seeds. b is what one box is worth: arms that hardly differ, such as a detector and its shift, may differ on other images
+where they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`). With more variance come more
+degrees of freedom, so that b may make an interval narrower, or p smaller: all is computed with b and without, and the
+wider interval and the larger p hold. A class that lies in a single image adds to I that it may be off by anything.
 With one seed the variance over the images alone is left, and nothing can be said of the luck of training.
 
 Coverage by simulation: `benchmarks/compare_coverage.py`, and docs/compare.md.
@@ -19,8 +21,10 @@ Coverage by simulation: `benchmarks/compare_coverage.py`, and docs/compare.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -28,11 +32,48 @@ from scipy import special
 
 from yolo_os.comparison.plan import MARGIN
 from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.intervals import Evidence
 
 LEVEL = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
 _INFINITE = 1e7  # degrees of freedom
+_NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A variance of a mean difference, with the degrees of freedom that it is known with."""
+
+    variance: float
+    freedom: float
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[float, float]]) -> Spread:
+        """Of independent parts, each a variance and its degrees of freedom, by Satterthwaite."""
+        total = sum(variance for variance, _ in parts)
+        doubt = sum(variance**2 / freedom for variance, freedom in parts)
+        return cls(total, min(total**2 / doubt, _INFINITE) if doubt else _INFINITE)
+
+    @property
+    def error(self) -> float:
+        """The standard error."""
+        return math.sqrt(self.variance)
+
+    @property
+    def half(self) -> float:
+        """How far the interval reaches to each side."""
+        return float(special.stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.error
+
+    def p(self, value: float) -> float:
+        """Two-sided, of a difference."""
+        if not self.error:
+            return 1.0 if value == 0 else 0.0  # where nothing varies
+        return min(1.0, 2 * float(special.stdtr(self.freedom, -abs(value) / self.error)))
+
+    def smallest(self, arms: int = 1) -> float:
+        """The true difference that would be found in POWER of all comparisons like this one, at Holm's first step."""
+        return _noncentrality(self.freedom, arms) * self.error
 
 
 @dataclass(frozen=True)
@@ -41,103 +82,135 @@ class Difference:
 
     Attributes:
         value: mean over seeds.
-        low, high: of the interval.
         seeds: how many both arms have.
-        error: standard error, of seeds and images together.
+        images: how many hold boxes that count.
         seed_part: variance over the seeds, s^2.
-        image_part: max(C, 0), the variance that the images leave however many seeds there are.
-        box_part: b^2, the variance that one box may be worth in one seed; 0 where it is left out.
-        freedom: degrees of freedom.
-        p: two-sided, of this comparison alone.
-        p_holm: by Holm over all arms; that of this comparison alone until it is known.
-        arms: how many arms are compared with the reference.
-        over_seeds: whether the luck of training is in the interval, for which it takes two seeds.
+        image_part: the variance that the images leave however many seeds there are.
+        box_part: b^2, the variance that one box may be worth in one seed.
+        spreads: of the mean, without b and with it.
         by_seed: of each seed.
+        arms: how many arms are compared with the reference.
+        corrected: p by Holm over these arms, where it is known.
     """
 
     value: float
-    low: float
-    high: float
     seeds: int
-    error: float
+    images: int
     seed_part: float
     image_part: float
     box_part: float
-    freedom: float
-    p: float
-    p_holm: float
-    arms: int
-    over_seeds: bool
+    spreads: tuple[Spread, ...]
     by_seed: tuple[float, ...]
+    arms: int = 1
+    corrected: float | None = None
 
     def __str__(self) -> str:
         """Value and interval."""
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     @property
+    def widest(self) -> Spread:
+        """That of the interval."""
+        return max(self.spreads, key=lambda each: each.half)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return max(self.value - self.widest.half, -1.0)
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return min(self.value + self.widest.half, 1.0)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of this comparison alone; below 0.05 where the interval leaves 0 out."""
+        return max(each.p(self.value) for each in self.spreads)
+
+    @property
+    def p_holm(self) -> float:
+        """p by Holm over all arms; that of this comparison alone until it is known."""
+        return self.p if self.corrected is None else self.corrected
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether the luck of training is in the interval, for which it takes two seeds."""
+        return self.seeds > 1
+
+    @property
     def smallest(self) -> float | None:
         """The smallest difference that this number of seeds would have shown four times out of five; None for one."""
-        if not self.over_seeds:
-            return None
-        return smallest_shown(self.error, self.freedom, self.arms)
+        return max(each.smallest(self.arms) for each in self.spreads) if self.over_seeds else None
 
     @property
     def seeds_needed(self) -> int | None:
         """How many seeds would show a difference as large as the observed one four times out of five; None: none."""
         if not self.over_seeds:
             return None
-        return seeds_needed(self.value, self.seed_part, self.image_part, self.box_part, self.arms)
+        return seeds_needed(self.value, self.seed_part, self.image_part, self.box_part, self.images, self.arms)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
-        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**named, "by_seed": list(self.by_seed), "smallest": self.smallest, "seeds_needed": self.seeds_needed}
+        plain = ("value", "low", "high", "seeds", "seed_part", "image_part", "box_part")
+        more = ("p", "p_holm", "arms", "over_seeds", "smallest", "seeds_needed")
+        made = {name: getattr(self, name) for name in (*plain, *more)}
+        return made | {"error": self.widest.error, "freedom": self.widest.freedom, "by_seed": list(self.by_seed)}
 
 
-def paired(differences: Floats, box: float = 0.0) -> Difference:
+def paired(differences: Floats, evidence: Evidence, step: float = 0.0, runs: int = 1) -> Difference:
     """The mean difference of one arm to the reference.
 
     Args:
         differences: shape (seeds, 1 + replicates); of each seed, on the image set and on drawn ones. The replicates of
             all seeds are of the same draws.
-        box: what one box is worth (`evaluation.intervals.worth`).
+        evidence: of the classes that the figure is the mean over.
+        step: the least by which AP of one of them can rise (`Evidence.worth`).
+        runs: how many runs of a seed each row is the mean of.
     """
     by_seed, drawn = differences[:, 0], differences[:, 1:]
-    seeds = len(by_seed)
+    seeds, images = len(by_seed), evidence.together
     if seeds == 1:
-        of_seeds, of_images = 0.0, float(drawn[0].var(ddof=1))
+        of_seeds, shared = 0.0, float(drawn[0].var(ddof=1))
     else:
         covariance = np.cov(drawn)
-        shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))
-        of_seeds, of_images = float(by_seed.var(ddof=1)), max(float(shared), 0.0)
-    either = [_interval(by_seed, of_seeds, of_images, of_box) for of_box in (0.0, box**2)]
-    # With more variance come more degrees of freedom, which would at times make the interval narrower.
-    return max(either, key=lambda each: each.high - each.low)
+        of_seeds = float(by_seed.var(ddof=1))
+        shared = float((covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
+    of_images = max(shared, 0.0) * images / max(images - 1, 1) + (evidence.unknown / _NORMAL) ** 2
+    of_box = (evidence.worth(step) / runs) ** 2
+    return Difference(
+        value=float(by_seed.mean()),
+        seeds=seeds,
+        images=images,
+        seed_part=of_seeds,
+        image_part=of_images,
+        box_part=of_box,
+        spreads=_spreads(of_seeds, of_images, of_box, seeds, images),
+        by_seed=tuple(by_seed.tolist()),
+    )
 
 
 def mean_of(differences: Sequence[Difference]) -> Difference:
-    """The mean over data sets, whose trainings and images are independent of each other."""
+    """The mean over data sets, whose trainings and images are independent of each other, of the same seeds."""
     if len(differences) == 1:
         return differences[0]
     count = len(differences)
-    parts = [each.error**2 / count**2 for each in differences]
-    variance = sum(parts)
-    spread = sum(part**2 / each.freedom for part, each in zip(parts, differences))
-    seeds = min(each.seeds for each in differences)
-    made = _with_error(
-        float(np.mean([each.value for each in differences])),
-        variance,
-        variance**2 / spread if spread else _INFINITE,
-    )
-    by_seed = np.mean([each.by_seed[:seeds] for each in differences], axis=0)
-    return replace(
-        made,
-        seeds=seeds,
-        seed_part=sum(each.seed_part for each in differences) / count**2,
-        image_part=sum(each.image_part for each in differences) / count**2,
-        box_part=sum(each.box_part for each in differences) / count**2,
-        over_seeds=all(each.over_seeds for each in differences),
-        by_seed=tuple(by_seed.tolist()),
+
+    def part(name: str) -> float:
+        return float(sum(getattr(each, name) for each in differences)) / count**2
+
+    return Difference(
+        value=float(np.mean([each.value for each in differences])),
+        seeds=differences[0].seeds,
+        images=min(each.images for each in differences),
+        seed_part=part("seed_part"),
+        image_part=part("image_part"),
+        box_part=part("box_part"),
+        spreads=tuple(
+            Spread.of([(each.variance / count**2, each.freedom) for each in same])
+            for same in zip(*(each.spreads for each in differences))
+        ),
+        by_seed=tuple(np.mean([each.by_seed for each in differences], axis=0).tolist()),
     )
 
 
@@ -147,16 +220,13 @@ def holm(differences: Mapping[str, Difference]) -> dict[str, Difference]:
     made, least = {}, 0.0
     for place, name in enumerate(order):
         least = max(least, min(1.0, differences[name].p * (len(order) - place)))
-        made[name] = replace(differences[name], p_holm=least, arms=len(order))
+        made[name] = replace(differences[name], corrected=least, arms=len(order))
     return {name: made[name] for name in differences}
 
 
-def smallest_shown(error: float, freedom: float, arms: int = 1) -> float:
-    """The true difference that would be found in POWER of all comparisons like this one, at Holm's first step."""
-    return _noncentrality(freedom, arms) * error
-
-
-def seeds_needed(value: float, seed_part: float, image_part: float, box_part: float, arms: int = 1) -> int | None:
+def seeds_needed(
+    value: float, seed_part: float, image_part: float, box_part: float, images: int, arms: int = 1
+) -> int | None:
     """The number of seeds from 2 on at which a true difference of this size would be found in POWER of all cases.
 
     None where no number does (MOST_SEEDS are tried): the images alone leave too much open.
@@ -165,9 +235,8 @@ def seeds_needed(value: float, seed_part: float, image_part: float, box_part: fl
         return None
 
     def enough(seeds: int) -> bool:
-        of_seeds, of_images = seed_part / seeds, image_part + box_part / seeds**2
-        error = (of_seeds + of_images) ** 0.5
-        return bool(abs(value) >= _noncentrality(_freedom(of_seeds, of_images, seeds), arms) * error)
+        spreads = _spreads(seed_part, image_part, box_part, seeds, images)
+        return all(abs(value) >= each.smallest(arms) for each in spreads)
 
     if not enough(MOST_SEEDS):
         return None
@@ -200,33 +269,11 @@ def word(difference: Difference, margin: float = MARGIN) -> str:
     return "no difference" if small and difference.over_seeds else "no evidence"
 
 
-def _interval(by_seed: Floats, seed_part: float, image_part: float, box_part: float) -> Difference:
-    seeds = len(by_seed)
-    of_seeds, of_images = seed_part / seeds, image_part + box_part / seeds**2
-    made = _with_error(float(by_seed.mean()), of_seeds + of_images, _freedom(of_seeds, of_images, seeds))
-    return replace(
-        made,
-        seeds=seeds,
-        seed_part=seed_part,
-        image_part=image_part,
-        box_part=box_part,
-        over_seeds=seeds > 1,
-        by_seed=tuple(by_seed.tolist()),
-    )
-
-
-def _with_error(value: float, variance: float, freedom: float) -> Difference:
-    error = variance**0.5
-    half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    certain = 1.0 if value == 0 else 0.0  # where nothing varies
-    p = min(1.0, 2 * float(special.stdtr(freedom, -abs(value) / error))) if error else certain
-    return Difference(value, value - half, value + half, 1, error, 0.0, variance, 0.0, freedom, p, p, 1, False, ())
-
-
-def _freedom(of_seeds: float, of_images: float, seeds: int) -> float:
-    if not of_seeds or seeds < 2:
-        return _INFINITE
-    return float(min((of_seeds + of_images) ** 2 / (of_seeds**2 / (seeds - 1)), _INFINITE))
+def _spreads(seed_part: float, image_part: float, box_part: float, seeds: int, images: int) -> tuple[Spread, ...]:
+    """Of the mean over seeds, without what one box is worth and with it."""
+    of_seeds = seed_part / seeds, max(seeds - 1, 1)
+    of_images = max(images - 1, 1)
+    return tuple(Spread.of([of_seeds, (image_part + of_box / seeds**2, of_images)]) for of_box in (0.0, box_part))
 
 
 def _noncentrality(freedom: float, arms: int) -> float:

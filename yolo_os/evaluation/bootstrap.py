@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_os.errors import UserError
-from yolo_os.evaluation.arrays import Floats, Integers
-from yolo_os.evaluation.intervals import Difference, Interval, difference, holm, mean_of, row_means, single, worth
+from yolo_os.evaluation.arrays import Floats
+from yolo_os.evaluation.intervals import Difference, Evidence, Interval, difference, holm, mean_of, row_means, single
 from yolo_os.evaluation.resampling import Counts, Ranking, Score, draws, exchanges, replicates
 from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, mean_defined
 
@@ -130,7 +130,8 @@ def bootstrap(
     if other is not None:
         _check_paired(result, other)
     plan = Plan(len(image_ids), replicates, level, seed, min_boxes)
-    figures = Figures(voc_score(RECALL_POINTS[result.recall_points]), 2, lambda scores: scores[0])
+    points = RECALL_POINTS[result.recall_points]
+    figures = Figures(voc_score(points), 2, lambda scores: scores[0], (0.0, 1 / len(points)))
     classes, values = voc_rankings(result, image_ids), np.array([result.ap, result.ap07])
     if other is None:
         ap, ap07 = bars_of_one(classes, values, figures, plan)
@@ -172,19 +173,21 @@ class Figures:
         number: how many scores that is.
         combine: makes scores in replicates, shape (thresholds, number, replicates, classes), the figures, shape
             (figures, replicates, classes); linear.
+        steps: of each figure, the least by which a class's can rise.
     """
 
     score: Score
     number: int
     combine: Callable[[Floats], Floats]
+    steps: tuple[float, ...]
 
 
 def bars_of_one(classes: Sequence[Ranking], values: Floats, figures: Figures, plan: Plan) -> list[Bars]:
     """Error bars of figures of one detector, whose values, shape (figures, classes), are given."""
     drawn = replicates([classes], draws(plan.images, plan.replicates, plan.seed), figures.score, figures.number)
     samples = np.concatenate([figures.combine(each) for (each,) in drawn], axis=1)
-    boxes, holding = _boxes(classes)
-    images = np.array([len(where) for where in holding])
+    boxes = np.array([len(ranking.boxes) for ranking in classes])
+    images = np.array([len(np.unique(ranking.boxes)) for ranking in classes])
 
     def bars(value: Floats, sample: Floats) -> Bars:
         defined = ~np.isnan(value)
@@ -211,26 +214,24 @@ def bars_of_gain(
     swaps = exchanges(first, second, plan.images, half, plan.seed, figures.score, figures.number)
     swapped = np.concatenate([figures.combine(each) for each in swaps], axis=1)
     swapped = np.concatenate([swapped, -swapped], axis=1)[:, : plan.replicates]
-    boxes, holding = _boxes(first)
+    holding = [ranking.boxes for ranking in first]
+    enough = np.array([len(each) >= plan.min_boxes for each in holding])
 
-    def mean(value: Floats, sample: Floats, swap: Floats, chosen: NDArray[np.bool_]) -> Difference:
-        images = np.unique(np.concatenate([np.zeros(0), *(holding[index] for index in np.flatnonzero(chosen))]))
+    def mean(value: Floats, sample: Floats, swap: Floats, chosen: NDArray[np.bool_], step: float) -> Difference:
+        evidence = Evidence.of([holding[index] for index in np.flatnonzero(chosen)])
         means = row_means(sample[:, chosen]), row_means(swap[:, chosen])
-        return difference(mean_defined(value[chosen]), *means, plan.level, len(images), worth(boxes[chosen]))
+        return difference(mean_defined(value[chosen]), *means, level=plan.level, evidence=evidence, step=step)
 
-    def bars(value: Floats, sample: Floats, swap: Floats) -> Bars:
+    def bars(value: Floats, sample: Floats, swap: Floats, step: float) -> Bars:
         defined = ~np.isnan(value)
-        each = zip(value.tolist(), sample.T, swap.T, map(len, holding), boxes)
-        alone = tuple(difference(at, rows, swaps, plan.level, n, worth([b])) for at, rows, swaps, n, b in each)
-        enough = defined & (boxes >= plan.min_boxes)
-        return Bars(mean(value, sample, swap, defined), mean(value, sample, swap, enough), alone)
+        alone = tuple(
+            difference(at, rows, swaps, plan.level, Evidence.of([where]), step)
+            for at, rows, swaps, where in zip(value.tolist(), sample.T, swap.T, holding)
+        )
+        many = mean(value, sample, swap, defined & enough, step)
+        return Bars(mean(value, sample, swap, defined, step), many, alone)
 
-    return [bars(*each) for each in zip(values, samples, swapped)]
-
-
-def _boxes(classes: Sequence[Ranking]) -> tuple[Integers, list[Integers]]:
-    """How many boxes each class has to be found, and which images hold them."""
-    return np.array([len(ranking.boxes) for ranking in classes]), [np.unique(ranking.boxes) for ranking in classes]
+    return [bars(*each) for each in zip(values, samples, swapped, figures.steps)]
 
 
 def image_changes(result: VOCResult, other: VOCResult) -> Floats:

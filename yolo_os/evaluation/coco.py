@@ -54,6 +54,7 @@ ERROR_TYPES = {
     "missed": "Miss",
 }
 _RECALL_POINTS = tuple(np.linspace(0.0, 1.0, 101).tolist())
+COCO_STEP = 1 / len(_RECALL_POINTS)  # the least by which a class's AP at one threshold can rise
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,8 @@ def coco_bootstrap(
 ) -> dict[str, Bars]:
     """Error bars of AP, AP50 and AP75, or of the gain `other - result`; see `bootstrap`."""
     check_settings(replicates, level, result.images)
-    plan, figures = Plan(result.images, replicates, level, seed, min_boxes), Figures(coco_score, 1, _combine)
+    plan = Plan(result.images, replicates, level, seed, min_boxes)
+    figures = Figures(coco_score, 1, _combine, (COCO_STEP,) * len(WITH_BARS))
     if other is None:
         return dict(zip(WITH_BARS, bars_of_one(result.rankings, result.ap, figures, plan)))
     same = zip(result.rankings, other.rankings)

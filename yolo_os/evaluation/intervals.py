@@ -88,8 +88,53 @@ class Difference(Interval):
 
 
 def p_text(p: float, least: float) -> str:
-    """`= 0.034`, or `< 0.002` where it is the least that could come out."""
-    return f"< {least:.1g}" if p <= least else f"= {p:.3g}"
+    """`= 0.034`, or `< 0.002` where it is the least that could come out (rounded up)."""
+    if p > least:
+        return f"= {p:.3g}"
+    digit = 10.0 ** math.floor(math.log10(least))
+    return f"< {math.ceil(least / digit) * digit:.1g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """How much a test set holds of the classes that a figure is the mean over; classes without boxes left out.
+
+    Attributes:
+        boxes: how many each class has.
+        images: how many images hold boxes of each.
+        together: how many images hold boxes of any.
+    """
+
+    boxes: Integers
+    images: Integers
+    together: int
+
+    @classmethod
+    def of(cls, holding: Sequence[Integers]) -> Evidence:
+        """Of the images, one number for each box, of each class."""
+        holding = [each for each in holding if len(each)]
+        images = [np.unique(each) for each in holding]
+        together = len(np.unique(np.concatenate(images))) if images else 0
+        return cls(np.array(list(map(len, holding)), int), np.array(list(map(len, images)), int), together)
+
+    def worth(self, step: float = 0.0) -> float:
+        """What one box is worth in the figure, as the root of its mean square.
+
+        Args:
+            step: the least by which AP of a class can rise, 1 / 11 where it is read at eleven recalls: then most boxes
+                are worth nothing, and one in n * step is worth that much.
+        """
+        if not len(self.boxes):
+            return math.nan
+        squares = np.maximum(1 / self.boxes, step)  # of each class, times its number of boxes
+        return math.sqrt(squares.sum() / self.boxes.sum()) / len(self.boxes)
+
+    @property
+    def unknown(self) -> float:
+        """How far to each side a difference may lie for what a single image says nothing of; classes in squares."""
+        if self.together < 2:
+            return 1.0
+        return math.sqrt(int((self.images < 2).sum())) / len(self.images)
 
 
 def single(value: float, samples: Floats, level: float, boxes: int, images: int) -> Interval:
@@ -118,28 +163,31 @@ def mean_of(values: Floats, samples: Floats, level: float, boxes: Sequence[int],
     return _interval(float(np.mean(values)) if number else math.nan, means, level, down, up)
 
 
-def difference(value: float, samples: Floats, exchanged: Floats, level: float, images: int, box: float) -> Difference:
+def difference(
+    value: float, samples: Floats, exchanged: Floats, level: float, evidence: Evidence, step: float
+) -> Difference:
     """The interval and p-value of a difference, of a class or of a mean.
 
     Args:
         value, samples: the difference, and its replicates on images drawn for both detectors.
         exchanged: the differences after exchanging the results of some images.
         level: as in `Interval`.
-        images: how many images hold boxes that count.
-        box: how much of the figure one box is worth.
+        evidence: of the classes that it is the mean over.
+        step: the least by which AP of one of them can rise.
     """
     samples = samples[~np.isnan(samples)]
     least = 2 / (1 + len(exchanged))
     if np.isnan(value) or not len(samples):
         return Difference(math.nan, math.nan, math.nan, level, math.nan, math.nan, math.nan, least)
     low, high = -1.0, 1.0  # of one image's boxes nothing is known
-    if images > 1:
-        deviations = student(level, images)
+    if evidence.together > 1:
+        deviations = student(level, evidence.together)
         wider = deviations / NormalDist().inv_cdf((1 + level) / 2)
-        reach = deviations * math.hypot(float(samples.std()), box)
-        low, high = (value + wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
+        reach = deviations * math.hypot(float(samples.std()), evidence.worth(step))
+        ends = (wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
+        down, up = (math.hypot(max(side, reach), evidence.unknown) for side in (-ends[0], ends[1]))
         bias = UNSEEN * (float(samples.mean()) - value)
-        low, high = min(low, value - reach) - max(bias, 0.0), max(high, value + reach) - min(bias, 0.0)
+        low, high = value - down - max(bias, 0.0), value + up - min(bias, 0.0)
     rarer = min(int((exchanged >= value - _ROUNDING).sum()), int((exchanged <= value + _ROUNDING).sum()))
     return Difference(
         float(value),
@@ -151,16 +199,6 @@ def difference(value: float, samples: Floats, exchanged: Floats, level: float, i
         min(1.0, least * (1 + rarer)),
         least,
     )
-
-
-def worth(boxes: Sequence[int] | Integers) -> float:
-    """What one box is worth in the mean AP of classes with so many boxes each, as the root of its mean square.
-
-    A class without boxes has no AP; nan where there is no other.
-    """
-    counts = np.asarray(boxes, float)
-    counts = counts[counts > 0]
-    return math.sqrt((1 / counts).sum() / counts.sum()) / len(counts) if len(counts) else math.nan
 
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:

@@ -137,9 +137,7 @@ def _run(options: dict[str, Any], printed: list[str]) -> int:
         raise
     if annotations.problems:
         write_text(folder / "problems.txt", "".join(f"{problem}\n" for problem in annotations.problems))
-    replicates = options["bootstrap"]
-    if replicates is None:
-        replicates = _REPLICATES if len(runs) > 1 else 0
+    replicates = _replicates(options, len(runs), len(annotations.images))
     if len(runs) == 1:
         content = report_one(runs[0], replicates, parts, options)
     else:
@@ -168,6 +166,16 @@ def _check_numbers(options: dict[str, Any]) -> None:
             raise UserError(f"{key}={options[key]:g}: takes a number from 0 to 1")
     if options["bootstrap"] is not None and (options["bootstrap"] < 0 or options["bootstrap"] == 1):
         raise UserError(f"bootstrap={options['bootstrap']}: takes a number of replicates from 2 on, or 0 for none")
+
+
+def _replicates(options: dict[str, Any], detectors: int, images: int) -> int:
+    """How many image sets are drawn: unless asked for, none for one detector, nor of a single image."""
+    if options["bootstrap"] is not None:
+        return int(options["bootstrap"])
+    if detectors > 1 and images < 2:
+        print("note: no intervals: of a single image none can be given", file=sys.stderr)
+        return 0
+    return _REPLICATES if detectors > 1 else 0
 
 
 def _say_tasks(models: dict[str, Checkpoint], task: str) -> None:
@@ -217,9 +225,7 @@ def _run_task(
     report_problems(truth.annotations.problems, f"all of them in {folder / 'problems.txt'}")
     if truth.annotations.problems:
         write_text(folder / "problems.txt", "".join(f"{problem}\n" for problem in truth.annotations.problems))
-    replicates = options["bootstrap"]
-    if replicates is None:
-        replicates = _REPLICATES if len(runs) > 1 else 0
+    replicates = _replicates(options, len(runs), len(truth.annotations.images))
     content = report_task(runs, truth, replicates, options)
     content["made"] = _made(options, sources, models, truth.annotations)
     write_text(folder / "val.log", f"{content['made']['command']}\n\n{''.join(printed)}")
