@@ -58,9 +58,17 @@ def test_of_one_image_nothing_is_known():
     found = paired(rows_of(0.4, 0.4, 0.4), of_boxes(10, 1))
     assert (found.low, found.high) == (-1, 1)
     assert word(found) == "no evidence"
-    two = paired(rows_of(0.0, 0.0, 0.0), Evidence(np.array([10**9] * 2), np.array([10**6, 1]), 10**6))
-    assert two.high == pytest.approx(1 / 2, rel=1e-3)  # one class of two may be anything
     assert paired(rows_of(0.9, 0.9), of_boxes(1, 1)).high == 1
+
+
+def test_a_class_in_one_image_spreads_as_the_others_do():
+    """Classes in 2, 4 and 1 images: 1 / 2 and 1 / 4 of the variance are seen, of 1 / 2 + 1 / 4 + 1."""
+    differences = np.array([[0.0, 0.01, -0.01]] * 2)
+    known, found = (
+        paired(differences, Evidence(np.full(len(images), 10**9), np.array(images), 6))
+        for images in ([2, 4], [2, 4, 1])
+    )
+    assert found.image_part == pytest.approx(known.image_part * 1.75 / 0.75)
 
 
 def test_without_the_images_it_is_the_paired_t_test():

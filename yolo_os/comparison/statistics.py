@@ -5,7 +5,7 @@ same cases. The model is that of Obuchowski and Rockette for such multi-reader, 
 freedom of Hillis (2007): seeds are the readers, images the cases, both drawn from a population. Of the differences d_s
 of the S seeds
 
-    Var(mean d) = s^2 / S + I,    I = n / (n - 1) max(C, 0) + b^2 / S^2
+    Var(mean d) = s^2 / S + I,    I = n / (n - 1) max(C, 0) / v + b^2 / S^2
     df = (s^2 / S + I)^2 / ((s^2 / S)^2 / (S - 1) + I^2 / (n - 1))
 
 where s^2 is their variance over the seeds (the luck of training, and how it meets the images), and C the covariance of
@@ -13,7 +13,8 @@ two seeds' differences over drawn sets of the n images (what all seeds owe to th
 seeds. b is what one box is worth: arms that hardly differ, such as a detector and its shift, may differ on other images
 where they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`). With more variance come more
 degrees of freedom, so that b may make an interval narrower, or p smaller: all is computed with b and without, and the
-wider interval and the larger p hold. A class that lies in a single image adds to I that it may be off by anything.
+wider interval and the larger p hold. v, 1 but for classes that lie in a single image, is how much of the variance the
+drawn images show; where it is 0 nothing is known, and the interval is -1 to 1.
 With one seed the variance over the images alone is left, and nothing can be said of the luck of training.
 
 Coverage by simulation: `benchmarks/compare_coverage.py`, and docs/compare.md.
@@ -176,7 +177,7 @@ def paired(differences: Floats, evidence: Evidence, step: float = 0.0, runs: int
         covariance = np.cov(drawn)
         of_seeds = float(by_seed.var(ddof=1))
         shared = float((covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
-    of_images = max(shared, 0.0) * images / max(images - 1, 1) + (evidence.unknown / _NORMAL) ** 2
+    of_images = max(shared, 0.0) * images / (images - 1) / evidence.seen if evidence.seen else 1 / _NORMAL**2
     of_box = (evidence.worth(step) / runs) ** 2
     return Difference(
         value=float(by_seed.mean()),

@@ -130,11 +130,14 @@ class Evidence:
         return math.sqrt(squares.sum() / self.boxes.sum()) / len(self.boxes)
 
     @property
-    def unknown(self) -> float:
-        """How far to each side a difference may lie for what a single image says nothing of; classes in squares."""
-        if self.together < 2:
-            return 1.0
-        return math.sqrt(int((self.images < 2).sum())) / len(self.images)
+    def seen(self) -> float:
+        """The share of the figure's variance over images that drawn images show, 0 to 1.
+
+        AP of a class in n images spreads as 1 / n if all spread alike, image for image; but drawn images show nothing
+        of a class that lies in a single one.
+        """
+        parts = 1 / self.images
+        return float(parts[self.images > 1].sum() / parts.sum()) if len(parts) else 0.0
 
 
 def single(value: float, samples: Floats, level: float, boxes: int, images: int) -> Interval:
@@ -180,14 +183,13 @@ def difference(
     if np.isnan(value) or not len(samples):
         return Difference(math.nan, math.nan, math.nan, level, math.nan, math.nan, math.nan, least)
     low, high = -1.0, 1.0  # of one image's boxes nothing is known
-    if evidence.together > 1:
-        deviations = student(level, evidence.together)
-        wider = deviations / NormalDist().inv_cdf((1 + level) / 2)
-        reach = deviations * math.hypot(float(samples.std()), evidence.worth(step))
-        ends = (wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
-        down, up = (math.hypot(max(side, reach), evidence.unknown) for side in (-ends[0], ends[1]))
+    if evidence.seen:
+        deviations, unseen = student(level, evidence.together), 1 / math.sqrt(evidence.seen)
+        wider = unseen * deviations / NormalDist().inv_cdf((1 + level) / 2)
+        reach = deviations * math.hypot(unseen * float(samples.std()), evidence.worth(step))
+        low, high = (value + wider * (np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - value)).tolist()
         bias = UNSEEN * (float(samples.mean()) - value)
-        low, high = value - down - max(bias, 0.0), value + up - min(bias, 0.0)
+        low, high = min(low, value - reach) - max(bias, 0.0), max(high, value + reach) - min(bias, 0.0)
     rarer = min(int((exchanged >= value - _ROUNDING).sum()), int((exchanged <= value + _ROUNDING).sum()))
     return Difference(
         float(value),
