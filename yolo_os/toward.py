@@ -298,6 +298,15 @@ def check_shares(shares: Sequence[float]) -> list[float]:
     return sorted({float(share) for share in shares}, reverse=True)
 
 
+def check_origin(model: nn.Module, origin: Origin, task: str | None = None) -> None:
+    """Refuse an origin that does not belong to a model; one with the same weights is none of them.
+
+    Raises:
+        UserError: in one line, saying why.
+    """
+    _check(named_tensors(model), origin, task)
+
+
 def _check(mine: Mapping[str, Tensor], origin: Origin, task: str | None) -> None:
     """Refuse an origin that does not belong to a model.
 

@@ -32,7 +32,7 @@ def test_settings_go_where_they_belong():
     assert (stock.train, stock.os, stock.after) == ({}, {}, None)
     assert (mine.train, mine.os) == ({"lr0": 0.001}, {"keep": 0.8, "os": "sos"})
     assert (half.train, half.os, half.rate) == ({"lr0": "x0.5", "epochs": 5}, mine.os, 0.5)
-    assert (back.after, back.shift, back.train) == ("mine", {"toward": True, "retain": "old.yaml"}, {})
+    assert (back.after, back.shift, back.train) == ("mine", {"toward": True, "retain": ["old.yaml"]}, {})
 
 
 def test_a_factor_is_of_what_the_other_arms_have():
@@ -57,6 +57,8 @@ def test_a_factor_is_of_what_the_other_arms_have():
         (["stock", "toward", {"name": "b", "after": "toward"}], "is a shift itself"),
         (["stock", {"name": "b", "after": "stock", "epochs": 3}], "unknown key 'epochs'"),
         (["stock", {"name": "b", "after": "stock", "retain": "x"}], "without toward="),
+        (["stock", {"name": "b", "after": "stock", "statistics": True}], "without toward="),
+        (["stock", {"name": "b", "after": "stock", "toward": True, "keep": 0.5}], "keep= is for a shift of the pred"),
         (["stock", {"name": "b", "jitter": -1}], "jitter=-1"),
         (["stock", {"name": "b", "like": "c"}], "like=c"),
         (7, "takes names"),

@@ -97,10 +97,31 @@ def test_a_frozen_head_is_no_obstacle(train, half, monkeypatch):
     assert run.weights("best")["yolo_os"]
 
 
-def test_a_step_that_fails_loses_no_training(train, caplog):
-    run = train(SOS(toward=True, retain="nothing.yaml"), epochs=1)
+def test_a_step_that_fails_loses_no_training(train, caplog, monkeypatch):
+    monkeypatch.setattr("yolo_os.integration.final.shift_toward_", lambda *_, **__: 1 / 0)
+    run = train(SOS(toward=True), epochs=1)
     assert "yolo_os" not in run.weights("best")
-    assert "it stays as trained: UserError" in caplog.text
+    assert "it stays as trained: ZeroDivisionError" in caplog.text
+
+
+def test_what_the_step_could_not_use_is_refused_before_the_first_batch(train, tmp_path, tiny_data, monkeypatch):
+    """A typo must not cost a training."""
+    from builders import small_model
+    from ultralytics.engine.trainer import BaseTrainer
+
+    monkeypatch.setattr(BaseTrainer, "optimizer_step", lambda self: pytest.fail("it trains"))
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save({"model": small_model("yolo11n").half(), "train_args": {}}, tmp_path / "other.pt")
+    described = {**yaml.safe_load(tiny_data.read_text()), "names": ["a", "b"]}
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump(described))
+    for settings, said in (
+        ({"toward": True, "retain": "nothing.yaml"}, "nothing.yaml"),
+        ({"toward": True, "retain": str(tmp_path / "classes.yaml")}, "2 classes"),
+        ({"toward": str(tmp_path / "text.pt")}, "text.pt"),
+        ({"toward": str(tmp_path / "other.pt")}, "another architecture"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train(SOS(**settings), epochs=1)
 
 
 def test_what_has_no_start_is_refused_before_the_first_batch(tiny_data, tmp_path):

@@ -176,11 +176,61 @@ def test_the_plan_and_its_time(detector, few, in_tmp, capsys):
         (["model=a.pt", "data=a.yaml", "arms=stock,sos", "seed=1"], "did you mean seeds"),
         (["model=a.pt", "data=a.yaml", "arms=stock,sos", "epoch=1"], "epoch"),
         (["folder=nowhere", "epochs=3"], "leave epochs=3 away"),
+        (["folder=nowhere", "model=a.pt"], "leave model away"),
+        (["model=a.pt", "data=a.yaml", "arms=stock,sos", "margin=-1"], "margin=-1"),
     ],
 )
 def test_bad_words(words, said):
     with pytest.raises(UserError, match=re.escape(said)):
         config_of(parse(words))
+
+
+def test_what_is_typed_comes_before_the_file_though_it_is_the_default(in_tmp):
+    (in_tmp / "c.yaml").write_text("margin: 0.05\nreplicates: 50\nseeds: 7\n")
+    read = parse(["config=c.yaml", "margin=0.005"])
+    assert (read["margin"], read["replicates"], read["seeds"]) == (0.005, 50, 7)
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [
+        ({"keep": 5}, "keep=5"),
+        ({"recipe": "nope.yaml"}, "nope.yaml"),
+        ({"toward": True, "shares": 5}, "shares=5"),
+        ({"toward": True, "statistics": "some"}, "statistics=some"),
+        ({"toward": "nope.pt"}, "toward=nope.pt: no such file"),
+        ({"toward": True, "retain": "nope.yaml"}, "nope.yaml"),
+    ],
+    ids=str,
+)
+def test_bad_values_of_a_shift_are_refused_before_anything_is_trained(detector, few, in_tmp, shift, said, capsys):
+    arms = ["stock", {"name": "b", "after": "stock", **shift}]
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": str(detector), "data": str(few), "arms": arms}))
+    assert main(["compare", "config=c.yaml", *TINY, "dry_run=True"]) == 2
+    error = capsys.readouterr().err
+    assert "arm b: " in error and said in error
+
+
+def test_more_images_than_there_are_are_refused_by_the_plan_too(detector, few, in_tmp, capsys):
+    assert main(words(detector, few, "arms=stock,toward", "fraction=1000", "dry_run=True")) == 2
+    assert "12 images to learn from" in capsys.readouterr().err
+
+
+def test_no_report_lands_on_what_it_is_made_of(detector, few, in_tmp, capsys):
+    """Files that arms name are read as well, and so is what the comparison has made so far."""
+    (in_tmp / "old.pt").write_bytes(detector.read_bytes())
+    arms = ["stock", {"name": "back", "after": "stock", "toward": "old.pt"}]
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"arms": arms}))
+    command = words(detector, few, "config=c.yaml", "seeds=1", "project=p", "dry_run=True")
+    assert main([*command, "json=old.pt"]) == 2
+    record = in_tmp / "p" / "exp" / "compare.yaml"
+    record.parent.mkdir(parents=True)
+    record.write_text("arms: []\n")
+    assert main([*command, f"json={record}"]) == 2
+    assert main(["compare", "folder=p/exp", f"json={record}"]) == 2
+    assert capsys.readouterr().err.count("the input is never changed") == 3
+    assert record.read_text() == "arms: []\n"
+    assert main([*command, "json=p/exp/compare.json"]) == 0
 
 
 @pytest.mark.parametrize(

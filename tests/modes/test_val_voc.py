@@ -72,6 +72,15 @@ def test_val_of_coco_results_leaves_comp4_files(kit, good, in_tmp, capsys):
     assert json.loads((in_tmp / "again.json").read_text())["classes"]["dog"]["ap"] == 1.0
 
 
+@pytest.mark.parametrize("word", ["seed=-1", "pixel_offset=7", "first_category=7", "classes=nope.txt"])
+def test_values_without_a_sense_are_refused(kit, good, in_tmp, capsys, word):
+    words = ["val", f"detections={good}", f"devkit={kit}", "classes=cat,dog", "bootstrap=10", word]
+    words = [each for each in words if not (word.startswith("classes") and each == "classes=cat,dog")]
+    assert main(words) == 2
+    assert word in capsys.readouterr().err
+    assert not list(in_tmp.glob("runs"))
+
+
 def test_of_one_image_there_are_figures_without_intervals(kit, good, poor, in_tmp, capsys):
     (kit / "VOC2007/ImageSets/Main/test.txt").write_text("a\n")
     words = ("strict=False", "plots=False")

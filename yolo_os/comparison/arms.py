@@ -9,7 +9,7 @@ from typing import Any
 
 from yolo_os.errors import UserError
 from yolo_os.recipe import recipe_keys
-from yolo_os.settings import parse_value, reject_unknown
+from yolo_os.settings import listed, parse_value, reject_unknown
 
 PREFIX = "os."
 # What an arm may not set: rows of the table are by data, and runs are kept, seeded and resumed by the comparison.
@@ -180,9 +180,17 @@ def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping
         reject_unknown(settings, [*_SHIFT, *(key.name for key in recipe_keys())])
     except UserError as error:
         raise UserError(f"arm {name}: {error}") from None
+    step = [key for key in _SHIFT if key in settings and key not in ("recipe", "toward")]
+    shift = [key for key in settings if key not in (*step, "toward")]
     if settings.get("toward") in (None, False):
         settings.pop("toward", None)
-        for key in ("retain", "retain_drop", "shares"):
-            if key in settings:
-                raise UserError(f"arm {name}: {key}= says nothing without toward=")
+        if step:
+            raise UserError(f"arm {name}: {step[0]}= says nothing without toward=")
+    elif shift:
+        raise UserError(f"arm {name}: {shift[0]}= is for a shift of the prediction layers, not for one with toward=")
+    if isinstance(settings.get("shares"), int | float | tuple):
+        shares = settings["shares"]
+        settings["shares"] = list(shares) if isinstance(shares, tuple) else [shares]
+    if isinstance(settings.get("retain"), str):
+        settings["retain"] = listed(settings["retain"])
     return Arm(name, after=after, shift=settings)

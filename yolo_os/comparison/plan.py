@@ -16,6 +16,7 @@ from yolo_os.files import file_name, write_text
 from yolo_os.plain_yaml import read_yaml
 
 CONFIG, RUN, RESULT, FAILURE = "compare.yaml", "run.json", "result.json", "failure.json"
+REPORT = "compare.json"  # what the comparison came to
 FOUND = "test.npz"  # what a run's detector found on the test images
 DATA, TRUTH = "data.json", "truth.npz"  # of a data set: how its splits were settled, and what is on the test images
 WHOLE = 1.0  # of a fraction: all of train

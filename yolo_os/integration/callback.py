@@ -21,7 +21,7 @@ from yolo_os.errors import UserError
 from yolo_os.files import written_whole
 from yolo_os.heads import Head, find_head, unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, write
-from yolo_os.integration.final import SAYS, final_shift, final_step, find_origin
+from yolo_os.integration.final import SAYS, check_step, final_shift, final_step, find_origin
 from yolo_os.integration.guard import note_written
 from yolo_os.methods.base import Unchanged
 from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
@@ -267,6 +267,8 @@ class ShiftCallback:
         writes = RANK in (-1, 0)
         batches = len(trainer.train_loader)
         origin = str(find_origin(self.toward, trainer)) if self.toward else None
+        if origin and writes:
+            check_step(trainer, origin, self.retain)
         off = not trainer.args.time and self.schedule.beyond(batches * trainer.epochs, trainer.epochs)
         self._run = _Run(head, unchanged, ShiftLog(Path(trainer.save_dir) / "shifts.csv" if writes else None), off)
         self._run.origin = origin

@@ -37,7 +37,7 @@ from yolo_os.files import discard_folder, make_folder, write_json
 from yolo_os.integration.architecture import build
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.compare_arms import settings_for
-from yolo_os.integration.compare_data import Prepared, prepare, train_yaml
+from yolo_os.integration.compare_data import Prepared, count_of, prepare, train_yaml
 from yolo_os.integration.compare_run import run_job
 from yolo_os.integration.data import class_names_of, image_size, task_of
 from yolo_os.integration.guard import guarded
@@ -121,6 +121,8 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
         for each in prepared.values():
             for warning in each.warnings:
                 say(f"warning: {warning}")
+            for fraction in config.fractions:
+                count_of(fraction, each.train_images, each.train_yaml)
         mean = _guess(config, model, list(prepared.values()))
     say(f"{counted(len(runs_of(known)), 'run')} in {folder}:")
     for run in runs_of(known):

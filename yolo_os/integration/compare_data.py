@@ -167,11 +167,21 @@ def train_yaml(prepared: Prepared, fraction: float | int, seed: int, task: str) 
         return str(file)
     described = read_description(prepared.train_yaml, prepared.train_yaml)
     files = files_of(described, "train", task)
-    count = fraction if isinstance(fraction, int) else max(1, round(fraction * len(files)))
-    if count > len(files):
-        raise UserError(f"fraction={fraction}: {prepared.train_yaml} has {counted(len(files), 'image')} to learn from")
+    count = count_of(fraction, len(files), prepared.train_yaml)
     order = np.random.default_rng(seed).permutation(len(files)).tolist()
     return str(write_data(described, file, {"train": sorted(files[place] for place in order[:count])}))
+
+
+def count_of(fraction: float | int, images: int, data: str) -> int:
+    """How many of the images of train a fraction is.
+
+    Raises:
+        UserError: if there are not as many.
+    """
+    count = fraction if isinstance(fraction, int) else max(1, round(fraction * images))
+    if count > images:
+        raise UserError(f"fraction={fraction}: {data} has {counted(images, 'image')} to learn from")
+    return count
 
 
 def files_of(described: Mapping[str, Any], split: str, task: str) -> list[str]:

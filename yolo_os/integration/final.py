@@ -14,15 +14,17 @@ from ultralytics.utils import LOGGER, colorstr
 from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import write_json, write_text
+from yolo_os.heads import unwrap
 from yolo_os.integration.checkpoint import load_checkpoint, shift_record, shifted, write, write_stripped
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.on_val import OnVal, judge_on_val
 from yolo_os.integration.runtime import progress_bar
-from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
+from yolo_os.integration.toward import check_retained, read_origin, shift_toward_, toward_record
 from yolo_os.plots.shift import plot_report
 from yolo_os.plots.toward import plot_shares
 from yolo_os.recipe import ShiftRecipe
 from yolo_os.shift import shift_batches_
+from yolo_os.toward import check_origin
 
 SAYS = colorstr("yolo_os: ")
 
@@ -117,6 +119,18 @@ def find_origin(toward: str | bool, trainer: Any) -> Path:
         if str(given).endswith(".pt") and Path(str(given)).is_file():
             return Path(str(given)).resolve()
     raise UserError(f"toward=True: this training starts from no checkpoint file (model={trainer.args.model}); name one")
+
+
+def check_step(trainer: Any, origin: str, retain: Sequence[str]) -> None:
+    """Refuse, before the first batch, an origin or retained data that the final step could do nothing with.
+
+    Raises:
+        UserError: as `shift_toward_`.
+    """
+    model = unwrap(trainer.model)
+    check_origin(model, read_origin(origin, {}, None))
+    for data in retain:
+        check_retained(data, model)
 
 
 def final_step(

@@ -182,6 +182,18 @@ def landscape(
     return made
 
 
+def check_trace(model: nn.Module, layers: str | bool) -> None:
+    """Refuse words of `trace=` that name no layer, before anything is measured.
+
+    Raises:
+        UserError: naming the word.
+    """
+    try:
+        chosen(model, "head" if layers is True else str(layers))
+    except UserError as error:
+        raise UserError(str(error).replace("layers=", "trace=", 1)) from None
+
+
 def trace_change(before: nn.Module, after: nn.Module, batches: Iterable[Batch], layers: str | bool) -> TraceChange:
     """The trace before and after a shift, by the same images and probes.
 

@@ -18,7 +18,7 @@ from yolo_os.evaluation.detections import evaluate_boxes
 from yolo_os.forward import Progress, silent
 from yolo_os.heads import unwrap
 from yolo_os.integration.checkpoint import Checkpoint, digest, load_checkpoint, provenance, trained_args
-from yolo_os.integration.data import args_of, class_names_of, image_size, task_of
+from yolo_os.integration.data import args_of, class_names_of, describe, image_size, task_of
 from yolo_os.integration.detect import Boxes, Validation
 from yolo_os.toward import (
     SHARES,
@@ -239,6 +239,16 @@ def _halves(images: list[str]) -> tuple[list[str], list[str]]:
     order = np.random.default_rng(0).permutation(len(images)).tolist()
     half = (len(images) + 1) // 2
     return [images[place] for place in order[:half]], [images[place] for place in order[half:]]
+
+
+def check_retained(data: str | Path, model: nn.Module) -> None:
+    """Refuse data that a model can't be judged on, before it is trained.
+
+    Raises:
+        UserError: if there is no such data set or val split, or its classes are not the model's.
+    """
+    single = bool(args_of(model).get("single_cls"))
+    _check_classes(data, describe(data, "val", None if single else class_names_of(model)), model)
 
 
 def _check_classes(data: str | Path, described: Mapping[str, Any], model: nn.Module) -> None:

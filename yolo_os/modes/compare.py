@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from yolo_os.comparison.arms import RESERVED, Arm, read_arms
-from yolo_os.comparison.plan import MARGIN, TESTS, WHOLE, Config
+from yolo_os.comparison.plan import MARGIN, REPORT, TESTS, WHOLE, Config
 from yolo_os.errors import UserError
-from yolo_os.files import as_path, check_outputs, write_json
+from yolo_os.files import as_path, check_outputs, is_dir, is_file, write_json
+from yolo_os.modes.toward import TOWARD_KEYS
 from yolo_os.plain_yaml import read_yaml
+from yolo_os.recipe import ShiftRecipe
 from yolo_os.resources import resource
 from yolo_os.settings import Key, join_spaced, listed, parse_pairs
 
@@ -70,7 +72,7 @@ KEYS = (
     Key("cpus", (float,), 1.0, "with ray: CPUs that each training takes"),
     Key("gpus", (float, type(None)), None, "with ray: GPUs that each training takes; None: 1 where there are any"),
     Key("replicates", (int,), 400, "drawn image sets behind the intervals", minimum=10),
-    Key("margin", (float,), MARGIN, "a difference whose interval is within this is called none"),
+    Key("margin", (float,), MARGIN, "a difference whose interval is within this is called none", minimum=0),
     Key("dry_run", (bool,), False, "print the plan and how long it would take, and do nothing"),
     Key("folder", (str,), None, "print and draw again what a comparison in this folder came to so far"),
     Key("json", (str,), None, "also write the figures as JSON to this path"),
@@ -107,14 +109,16 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     ours = [word for word in joined if word.partition("=")[0].strip() in own]
     others = [word for word in joined if word not in ours]
     options = parse_pairs(ours, KEYS)
+    typed = {word.partition("=")[0].strip() for word in ours}
     if options["folder"] is not None:
-        if others:
-            raise UserError(f"folder= prints what is there: leave {others[0]} away")
+        more = [*others, *sorted(typed - {"folder", "json", "replicates", "margin"})]
+        if more:
+            raise UserError(f"folder= prints what is there: leave {more[0]} away")
         return {**options, "train": {}}
     from_file = _from_file(options["config"])
     known = {key.name: key for key in KEYS}
     for name, value in from_file.items():
-        if name in known and name not in _RUN_ONLY and options[name] == known[name].default:
+        if name in known and name not in _RUN_ONLY and name not in typed:
             options[name] = value if name == "arms" else known[name].check(value)
     train = {name: value for name, value in from_file.items() if name not in own}
     if others:
@@ -137,10 +141,11 @@ def run(options: dict[str, Any]) -> int:
     if options["folder"] is not None:
         return _again(options)
     config = config_of(options)
-    models = [config.model, *(arm.train["model"] for arm in config.arms if "model" in arm.train)]
-    inputs = {"model": models, "data": list(config.data), "config": options["config"]}
-    check_outputs({"json": options["json"]}, inputs)
     folder = as_path(options["project"] or Path("runs") / "compare") / options["name"]
+    named = [value for arm in config.arms for part in (arm.train, arm.os, arm.shift) for value in part.values()]
+    inputs = {"model": config.model, "data": list(config.data), "config": options["config"]}
+    inputs |= {"arms": [each for value in named if isinstance(value, str | list) for each in listed(value)]}
+    _check_json(options["json"], folder, inputs)
 
     from yolo_os.integration.compare import compare, dry_run
 
@@ -186,7 +191,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
     return Config(
         model=_found(options["model"]),
         data=data,
-        arms=tuple(_with_model_found(arm) for arm in read_arms(options["arms"])),
+        arms=tuple(_checked(_with_model_found(arm)) for arm in read_arms(options["arms"])),
         seeds=tuple(seeds),
         fractions=_fractions(options["fraction"]),
         train=dict(options["train"]),
@@ -217,6 +222,46 @@ def _with_model_found(arm: Arm) -> Arm:
     return replace(arm, train={**arm.train, "model": _found(str(arm.train["model"]))})
 
 
+def _checked(arm: Arm) -> Arm:
+    """An arm as it is; of a shift, its values are looked at before anything is trained.
+
+    Raises:
+        UserError: for a bad value, or a file that is not there.
+    """
+    settings = dict(arm.shift)
+    try:
+        for key in TOWARD_KEYS:
+            if key.name in settings:
+                key.check(settings[key.name])
+        toward = settings.pop("toward", None)
+        if not toward:
+            if arm.after:
+                (ShiftRecipe.given(settings.pop("recipe", None)) or ShiftRecipe()).replace(**settings)
+            return arm
+        from yolo_os.integration.data import describe
+        from yolo_os.toward import check_shares
+
+        if "shares" in settings:
+            check_shares(settings["shares"])
+        if toward is not True and not is_file(as_path(toward)):
+            raise UserError(f"toward={toward}: no such file")
+        for data in listed(settings.get("retain")):
+            describe(data, "val", None)
+    except UserError as error:
+        raise UserError(f"arm {arm.name}: {error}") from None
+    return arm
+
+
+def _check_json(json: str | None, folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Refuse to write over what the comparison is made of, or made so far.
+
+    Raises:
+        UserError: naming the file.
+    """
+    made = [each for each in folder.rglob("*") if each.name != REPORT] if json and is_dir(folder) else []
+    check_outputs({"json": json}, {**inputs, "folder": made})
+
+
 def _found(name: str) -> str:
     """A path as given, or that of a file which comes with the package where there is none of that name."""
     if not as_path(name).exists() and str(name).startswith("data/"):
@@ -245,6 +290,7 @@ def _again(options: Mapping[str, Any]) -> int:
     from yolo_os.plots.compare_page import write_report
 
     folder = as_path(options["folder"])
+    _check_json(options["json"], folder, {})
     measured = recorded(folder, options["replicates"])
     content = summarise(measured, options["margin"])
     write_report(content, measured, folder)

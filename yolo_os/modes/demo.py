@@ -24,7 +24,7 @@ RECIPES = ("os", "sos_paper", "sos", "budget")
 
 KEYS = (
     Key("device", (str,), "", "cpu, 0, cuda:0, mps; a GPU where there is one if not given"),
-    Key("replicates", (int,), 1000, "bootstrap replicates of the intervals"),
+    Key("replicates", (int,), 1000, "bootstrap replicates of the intervals", minimum=2),
     Key("epochs", (int,), 20, "of the fine-tuning on the changed camera; 0: leave that half out", minimum=0),
     *RUN_KEYS,
 )

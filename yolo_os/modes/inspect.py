@@ -29,7 +29,7 @@ KEYS = (
         "data set YAML, its shipped name, or a VOCdevkit folder: adds rank and spectrum",
     ),
     Key("images", (int,), 64, "images whose features are looked at", minimum=1),
-    Key("seed", (int,), 0, "seed of the images drawn"),
+    Key("seed", (int,), 0, "seed of the images drawn", minimum=0),
     Key("rtol", (float, type(None)), None, "singular values of A below rtol times the largest count as zero"),
     *DATA_KEYS,
     Key(
@@ -56,9 +56,12 @@ def run(options: dict[str, Any]) -> int:
     if options["trace"] and not options["data"]:
         raise UserError("trace= is of a loss, which needs images and labels: give data=")
     from yolo_os.heads import find_head
+    from yolo_os.integration.flatness import check_trace
 
     model, shifts = _open(options)
     head = find_head(model)
+    if options["trace"]:
+        check_trace(model, options["trace"])
     layers = _look(model, head, options)
     print(f"{options['model']}: {head.kind} head, {counted(len(layers), 'prediction layer')}\n")
     print(_table(layers, with_data=bool(options["data"])))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_os._version import __version__
+from yolo_os.errors import UserError
 from yolo_os.files import RUN_KEYS, run_folder
 from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS, checkpoint_paths
 from yolo_os.modes.toward import TOWARD_KEYS, is_toward, shift_toward_checkpoint
@@ -50,10 +51,25 @@ EXAMPLES = (
 def run(options: dict[str, Any]) -> int:
     """Shift as the keys say; the exit code."""
     if is_toward(options):
+        _refuse_unused(options)
         shift_toward_checkpoint(options)
     else:
         shift_checkpoint(options)
     return 0
+
+
+def _refuse_unused(options: dict[str, Any]) -> None:
+    """Refuse keys that say nothing of a shift with toward=.
+
+    Raises:
+        UserError: naming one.
+    """
+    unused = {"recipe": None, "save": None, "trace": False, "split": "train"} | {
+        key.name: None for key in recipe_keys()
+    }
+    for name, default in unused.items():
+        if options.get(name) not in (None, default):
+            raise UserError(f"{name}={options[name]} is for a shift of the prediction layers, not for one with toward=")
 
 
 def shift_checkpoint(options: dict[str, Any]) -> tuple[ShiftReport, Path]:
@@ -78,6 +94,7 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     from yolo_os.heads import find_head
     from yolo_os.integration.checkpoint import load_checkpoint, save_shifted, shift_record
     from yolo_os.integration.data import calibration_batches
+    from yolo_os.integration.flatness import check_trace, trace_change
     from yolo_os.integration.runtime import choose_device, progress_bar
     from yolo_os.matrices import LayerMatrices, find_layer
     from yolo_os.plots.shift import plot_report
@@ -89,6 +106,8 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     if options["save"]:
         find_layer(find_head(checkpoint.model), options["save"])  # refused before the images are looked for
     check_finite(checkpoint.model)
+    if options["trace"]:
+        check_trace(checkpoint.model, options["trace"])
     if options["imgsz"] not in (None, checkpoint.imgsz) and rank() == 0:
         said = f"imgsz={options['imgsz']} is not that of the model's training, {checkpoint.imgsz}"
         print(f"warning: {said}: what is kept there may be lost at the size that it is used at", file=sys.stderr)
@@ -104,8 +123,6 @@ def _shift(options: dict[str, Any], recipe: ShiftRecipe, source: Path, out: Path
     if rank() > 0:
         return report, out
     if before is not None:
-        from yolo_os.integration.flatness import trace_change
-
         report = replace(report, trace=trace_change(before, model, held_out or used, options["trace"]))
     save_shifted(checkpoint, model, shift_record(checkpoint, model, recipe.to_dict(), __version__), out)
     folder = run_folder("shift", options)

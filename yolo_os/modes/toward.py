@@ -63,8 +63,6 @@ def is_toward(options: dict[str, Any]) -> bool:
         raise UserError(f"retain={options['retain']} is for toward=, which is False")
     if lone and not asked:
         raise UserError(f"{lone[0]}={options[lone[0]]} is for a shift with toward=")
-    if asked and options["save"]:
-        raise UserError(f"save={options['save']} is for a shift of the prediction layers, not for one with toward=")
     return asked
 
 

@@ -32,7 +32,7 @@ KEYS = (
     ),
     Key("images", (int,), 64, "images that the loss is over", minimum=1),
     *DATA_KEYS,
-    Key("seed", (int,), 0, "seed of the images drawn and of the probes"),
+    Key("seed", (int,), 0, "seed of the images drawn and of the probes", minimum=0),
     Key("tolerance", (float,), 0.05, "standard error to reach, as a share of the trace"),
     Key("probes", (int,), 400, "most random probes of a batch", minimum=2),
     Key(

@@ -112,6 +112,12 @@ def sos_from(given: Mapping[str, Any]) -> SOS | None:
         return None
     if choice is None:
         settings = with_implied_method(settings, PREFIX)
+        lone = [name for name in settings if name not in ("toward", "retain", "retain_drop")]
+        if settings.get("toward") and lone and not {"every", "final"} & settings.keys():
+            raise UserError(
+                f"{PREFIX}{lone[0]} says nothing: with {PREFIX}toward no other shift is made unless {PREFIX}every or "
+                f"{PREFIX}final is given"
+            )
     sos = SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
     warn_unused([name for name in settings if name != "max_loss_rise"], sos.recipe.method, PREFIX)
     return sos

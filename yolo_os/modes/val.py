@@ -76,7 +76,7 @@ KEYS = (
     ),
     Key("bootstrap", (int, type(None)), None, f"replicates of the error bars; None: {_REPLICATES} to compare, else 0"),
     Key("min_boxes", (int,), 10, "classes with fewer boxes are marked, and left out of a second mean", minimum=0),
-    Key("seed", (int,), 0, "seed of the error bars"),
+    Key("seed", (int,), 0, "seed of the error bars", minimum=0),
     Key("coco", (bool,), True, "also COCO's numbers, kinds of errors, and figures by the size of objects"),
     Key("groups", (str, type(None)), None, "CSV of image,group: the same figures for each group of images"),
     Key("json", (str,), None, "also write the figures to this path"),
@@ -164,6 +164,9 @@ def _check_numbers(options: dict[str, Any]) -> None:
     for key in ("conf", "nms_iou"):
         if not 0 <= options[key] <= 1:
             raise UserError(f"{key}={options[key]:g}: takes a number from 0 to 1")
+    for key in ("pixel_offset", "first_category"):
+        if options[key] not in (None, 0, 1):
+            raise UserError(f"{key}={options[key]:g}: takes 0 or 1")
     if options["bootstrap"] is not None and (options["bootstrap"] < 0 or options["bootstrap"] == 1):
         raise UserError(f"bootstrap={options['bootstrap']}: takes a number of replicates from 2 on, or 0 for none")
 

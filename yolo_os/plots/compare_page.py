@@ -11,7 +11,7 @@ import numpy as np
 from yolo_os._version import __version__
 from yolo_os.comparison import report
 from yolo_os.comparison.html import Picture, page
-from yolo_os.comparison.plan import FOUND, Run
+from yolo_os.comparison.plan import FOUND, REPORT, Run
 from yolo_os.comparison.resampling import Found, Truth, image_scores
 from yolo_os.comparison.results import Measured
 from yolo_os.files import write_json, write_text
@@ -30,7 +30,7 @@ def write_report(content: Mapping[str, Any], measured: Measured, folder: Path) -
         measured: the runs behind it, for the images.
         folder: of the comparison.
     """
-    write_json(folder / "compare.json", content)
+    write_json(folder / REPORT, content)
     write_text(folder / "report.md", report.markdown(content))
     write_text(folder / "arms.csv", report.arms_csv(content))
     write_text(folder / "classes.csv", report.classes_csv(content))

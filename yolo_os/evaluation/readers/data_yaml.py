@@ -153,11 +153,14 @@ def open_data_yaml(data_yaml: str | Path) -> tuple[Path, dict[str, Any], tuple[s
     file = _find_yaml(as_path(data_yaml))
     try:
         data = read_yaml(file)
+        if not isinstance(data, dict):
+            raise UserError("it holds no dictionary of settings")
         if data.get("names") is None and "nc" in data:
             data["names"] = [f"class_{number}" for number in range(int(data["nc"]))]
         classes = tuple(nfc(str(name)) for name in _in_order(data["names"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # UserError is a ValueError
-        raise UserError(f"data={file}: is no data.yaml of a data set ({type(error).__name__}: {error})") from None
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"data={file}: is no data.yaml of a data set ({why})") from None
     if not classes:
         raise UserError(f"data={file}: names no classes")
     return file, data, classes

@@ -250,6 +250,8 @@ def named_classes(
     if isinstance(classes, str | Path) and is_file(as_path(classes)):
         given = [line.strip() for line in read_text(as_path(classes), plausible).splitlines()]
     else:
+        if str(classes).endswith(".txt"):
+            raise UserError(f"classes={classes}: no such file")
         given = _comma_separated(classes) if isinstance(classes, str | Path) else [str(name) for name in classes]
     names_given = tuple(nfc(name) for name in given if name)
     twice = [name for name, count in Counter(names_given).items() if count > 1]
