@@ -29,7 +29,7 @@ MANY = of_boxes(10**9)  # one box is worth nothing
 
 def made(value=0.01, error=0.001, seeds=3, corrected=None):
     """A difference that is normal."""
-    return Difference(value, seeds, 10, 0.0, 0.0, 0.0, (Spread(error**2, 1e7),), (value,) * seeds, 1, corrected)
+    return Difference(value, seeds, 10, 0.0, 0.0, 0.0, 0.0, (Spread(error**2, 1e7),), (value,) * seeds, 1, corrected)
 
 
 def with_p(p):
@@ -48,10 +48,12 @@ def test_by_hand():
 
 
 def test_few_images():
-    """Three of them: C by 3 / 2, with two degrees of freedom; the variance is 1 + 6, df = 49 / (1 / 1 + 36 / 2)."""
+    """Three of them: C = 4 by 3 / 2, V - C = 1 by 3 / 2, over the images alone 0.75 + 6, each with df 2."""
     found = paired(np.array([[1.0, 1.0, 3.0], [3.0, 2.0, 6.0]]) / 100, of_boxes(10**9, 3))
     assert found.image_part == pytest.approx(6e-4)
-    assert (found.widest.error, found.widest.freedom) == pytest.approx((7**0.5 / 100, 49 / 19))
+    assert (found.widest.error, found.widest.freedom) == pytest.approx(
+        (6.75**0.5 / 100, 6.75**2 / (0.75**2 / 2 + 36 / 2))
+    )
 
 
 def test_of_one_image_nothing_is_known():
@@ -82,6 +84,15 @@ def test_without_the_images_it_is_the_paired_t_test():
 def test_images_that_pull_seeds_apart_add_nothing():
     found = paired(np.array([[0.0, 1.0, -1.0], [0.0, -1.0, 1.0]]), MANY)  # covariance below 0
     assert found.image_part == 0
+
+
+def test_seeds_that_agree_by_luck_make_nothing_surer_than_the_images_alone():
+    """Two seeds that are equal on these images, and independent of each other over drawn ones."""
+    drawn = np.random.default_rng(0).normal(0.03, 0.02, (2, 4000))
+    found = paired(np.concatenate([[[0.03], [0.03]], drawn], axis=1), MANY)
+    assert found.seed_part == 0
+    assert found.high - 0.03 == pytest.approx(1.96 * 0.02 / 2**0.5, rel=0.05)
+    assert found.p == pytest.approx(2 * stats.norm.sf(0.03 / (0.02 / 2**0.5)), rel=0.2)
 
 
 def test_one_seed_knows_its_images_only():
@@ -163,12 +174,12 @@ def test_what_would_have_been_seen_is_seen_four_times_in_five():
 
 def test_seeds_needed():
     many = 10**6
-    needed = seeds_needed(1.0, 1.0, 0.0, 0.0, many)  # a paired t-test, an effect of one standard deviation: ten pairs
+    needed = seeds_needed(1.0, 1.0, images=many)  # a paired t-test, an effect of one standard deviation: ten pairs
     assert needed == 10
-    assert seeds_needed(0.5, 1.0, 0.0, 0.0, many) == 34
-    assert seeds_needed(0.5, 1.0, 0.01, 0.0, many) > 34
-    assert seeds_needed(0.5, 1.0, 1.0, 0.0, many) is None  # the images alone leave too much open
-    assert seeds_needed(0.0, 1.0, 0.0, 0.0, many) is None
+    assert seeds_needed(0.5, 1.0, images=many) == 34
+    assert seeds_needed(0.5, 1.0, image_part=0.01, images=many) > 34
+    assert seeds_needed(0.5, 1.0, image_part=1.0, images=many) is None  # the images alone leave too much open
+    assert seeds_needed(0.0, 1.0, images=many) is None
 
 
 def test_what_one_box_is_worth_shrinks_with_more_seeds():

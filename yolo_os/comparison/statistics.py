@@ -11,10 +11,12 @@ of the S seeds
 where s^2 is their variance over the seeds (the luck of training, and how it meets the images), and C the covariance of
 two seeds' differences over drawn sets of the n images (what all seeds owe to these images). C does not shrink with more
 seeds. b is what one box is worth: arms that hardly differ, such as a detector and its shift, may differ on other images
-where they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`). With more variance come more
-degrees of freedom, so that b may make an interval narrower, or p smaller: all is computed with b and without, and the
-wider interval and the larger p hold. v, 1 but for classes that lie in a single image, is how much of the variance the
-drawn images show; where it is 0 nothing is known, and the interval is -1 to 1.
+where they do not on these, and neither s^2 nor C knows of it (see `evaluation.intervals`).
+With more variance come more degrees of freedom, so that b may make an interval narrower, or p smaller; and seeds that
+agree by luck make s^2 small. So all is computed with b and without, and with s^2 and with V - C in its place, where V
+is the mean over seeds of the variance over drawn sets (which leaves the interval over the images alone): the widest
+interval and the largest p hold. v, 1 but for classes that lie in a single image, is how much of the variance the drawn
+images show; where it is 0 nothing is known, and the interval is -1 to 1.
 With one seed the variance over the images alone is left, and nothing can be said of the luck of training.
 
 Coverage by simulation: `benchmarks/compare_coverage.py`, and docs/compare.md.
@@ -86,9 +88,10 @@ class Difference:
         seeds: how many both arms have.
         images: how many hold boxes that count.
         seed_part: variance over the seeds, s^2.
+        own_part: V - C, what of it the images explain by themselves.
         image_part: the variance that the images leave however many seeds there are.
         box_part: b^2, the variance that one box may be worth in one seed.
-        spreads: of the mean, without b and with it.
+        spreads: of the mean, over seeds and images and over the images alone, each without b and with it.
         by_seed: of each seed.
         arms: how many arms are compared with the reference.
         corrected: p by Holm over these arms, where it is known.
@@ -98,6 +101,7 @@ class Difference:
     seeds: int
     images: int
     seed_part: float
+    own_part: float
     image_part: float
     box_part: float
     spreads: tuple[Spread, ...]
@@ -149,11 +153,12 @@ class Difference:
         """How many seeds would show a difference as large as the observed one four times out of five; None: none."""
         if not self.over_seeds:
             return None
-        return seeds_needed(self.value, self.seed_part, self.image_part, self.box_part, self.images, self.arms)
+        parts = self.seed_part, self.own_part, self.image_part, self.box_part
+        return seeds_needed(self.value, *parts, images=self.images, arms=self.arms)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
-        plain = ("value", "low", "high", "seeds", "seed_part", "image_part", "box_part")
+        plain = ("value", "low", "high", "seeds", "seed_part", "own_part", "image_part", "box_part")
         more = ("p", "p_holm", "arms", "over_seeds", "smallest", "seeds_needed")
         made = {name: getattr(self, name) for name in (*plain, *more)}
         return made | {"error": self.widest.error, "freedom": self.widest.freedom, "by_seed": list(self.by_seed)}
@@ -172,21 +177,25 @@ def paired(differences: Floats, evidence: Evidence, step: float = 0.0, runs: int
     by_seed, drawn = differences[:, 0], differences[:, 1:]
     seeds, images = len(by_seed), evidence.together
     if seeds == 1:
-        of_seeds, shared = 0.0, float(drawn[0].var(ddof=1))
+        of_seeds, own, shared = 0.0, 0.0, float(drawn[0].var(ddof=1))
     else:
         covariance = np.cov(drawn)
         of_seeds = float(by_seed.var(ddof=1))
-        shared = float((covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
-    of_images = max(shared, 0.0) * images / (images - 1) / evidence.seen if evidence.seen else 1 / _NORMAL**2
+        shared = max(float((covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1))), 0.0)
+        own = max(float(np.trace(covariance)) / seeds - shared, 0.0)
+    more = images / (images - 1) / evidence.seen if evidence.seen else 1.0
+    own *= more
+    of_images = shared * more if evidence.seen else 1 / _NORMAL**2
     of_box = (evidence.worth(step) / runs) ** 2
     return Difference(
         value=float(by_seed.mean()),
         seeds=seeds,
         images=images,
         seed_part=of_seeds,
+        own_part=own,
         image_part=of_images,
         box_part=of_box,
-        spreads=_spreads(of_seeds, of_images, of_box, seeds, images),
+        spreads=_spreads(of_seeds, own, of_images, of_box, seeds, images),
         by_seed=tuple(by_seed.tolist()),
     )
 
@@ -205,6 +214,7 @@ def mean_of(differences: Sequence[Difference]) -> Difference:
         seeds=differences[0].seeds,
         images=min(each.images for each in differences),
         seed_part=part("seed_part"),
+        own_part=part("own_part"),
         image_part=part("image_part"),
         box_part=part("box_part"),
         spreads=tuple(
@@ -226,7 +236,14 @@ def holm(differences: Mapping[str, Difference]) -> dict[str, Difference]:
 
 
 def seeds_needed(
-    value: float, seed_part: float, image_part: float, box_part: float, images: int, arms: int = 1
+    value: float,
+    seed_part: float,
+    own_part: float = 0.0,
+    image_part: float = 0.0,
+    box_part: float = 0.0,
+    *,
+    images: int,
+    arms: int = 1,
 ) -> int | None:
     """The number of seeds from 2 on at which a true difference of this size would be found in POWER of all cases.
 
@@ -236,7 +253,7 @@ def seeds_needed(
         return None
 
     def enough(seeds: int) -> bool:
-        spreads = _spreads(seed_part, image_part, box_part, seeds, images)
+        spreads = _spreads(seed_part, own_part, image_part, box_part, seeds, images)
         return all(abs(value) >= each.smallest(arms) for each in spreads)
 
     if not enough(MOST_SEEDS):
@@ -270,11 +287,16 @@ def word(difference: Difference, margin: float = MARGIN) -> str:
     return "no difference" if small and difference.over_seeds else "no evidence"
 
 
-def _spreads(seed_part: float, image_part: float, box_part: float, seeds: int, images: int) -> tuple[Spread, ...]:
-    """Of the mean over seeds, without what one box is worth and with it."""
-    of_seeds = seed_part / seeds, max(seeds - 1, 1)
-    of_images = max(images - 1, 1)
-    return tuple(Spread.of([of_seeds, (image_part + of_box / seeds**2, of_images)]) for of_box in (0.0, box_part))
+def _spreads(
+    seed_part: float, own_part: float, image_part: float, box_part: float, seeds: int, images: int
+) -> tuple[Spread, ...]:
+    """Of the mean over seeds: over seeds and images and over the images alone, each without b and with it."""
+    few, many = max(seeds - 1, 1), max(images - 1, 1)
+    return tuple(
+        Spread.of([(varying / seeds, freedom), (image_part + of_box / seeds**2, many)])
+        for varying, freedom in ((seed_part, few), (own_part, many))
+        for of_box in (0.0, box_part)
+    )
 
 
 def _noncentrality(freedom: float, arms: int) -> float:
