@@ -1,6 +1,6 @@
 """How often the 95 % intervals of `yolo-os compare` hold the true difference, by simulation.
 
-    python benchmarks/compare_coverage.py            # six minutes of a core
+    python benchmarks/compare_coverage.py            # five minutes of a core
     python benchmarks/compare_coverage.py --quick    # fewer comparisons
 
 means: the difference on image i of seed s is a sum of an effect of the seed, one of the image, and one of both, normal

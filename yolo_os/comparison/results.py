@@ -132,9 +132,7 @@ def summarise(measured: Measured, margin: float = MARGIN) -> dict[str, Any]:
     if len(config.seeds) == 1:
         said.append("one seed: the luck of training is in no interval, and no verdict can be given")
     if len(config.seeds) == 2:
-        said.append(
-            "two seeds say little of the luck of training, and a p far below 0.05 may be luck: take three or more"
-        )
+        said.append("two seeds say little of the luck of training: take three or more for a verdict to rest on")
     if arms[0]["mean"] is not None and arms[0]["mean"] < _NOTHING:
         said.append(
             f"{arms[0]['name']} finds next to nothing (AP50-95 {arms[0]['mean']:.4f}): no training to compare with"
