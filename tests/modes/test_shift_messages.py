@@ -172,3 +172,19 @@ def test_classes_that_are_chosen_bring_no_warning_of_others(detector, digits, ca
 def test_words_of_yolo_get_a_hint(words, says, capsys):
     assert main(words) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["inspect", "shift"])
+def test_layers_of_a_trace_are_looked_at_before_the_images_are(mode, detector, data, in_tmp, capsys):
+    assert main([mode, f"model={detector}", f"data={data}", "imgsz=64", "trace=foo"]) == 2
+    assert "trace=foo: names no layer" in capsys.readouterr().err
+    assert not (in_tmp / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["demo", "replicates=1"], ["trace", "model=a.pt", "data=a.yaml", "seed=-1"]], ids=str
+)
+def test_numbers_out_of_range_are_refused_at_once(words, in_tmp, capsys):
+    assert main(words) == 2
+    assert f"error: {words[-1]}: takes a whole number from" in capsys.readouterr().err
+    assert not list(in_tmp.iterdir())
