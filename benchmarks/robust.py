@@ -30,7 +30,7 @@ from torch import nn
 
 from yolo_os import ShiftRecipe, shift_
 from yolo_os.comparison.resampling import STEPS, Found, Truth, draws, resample
-from yolo_os.comparison.statistics import paired
+from yolo_os.comparison.statistics import defined, paired
 from yolo_os.evaluation.annotations import Annotations
 from yolo_os.files import write_json
 from yolo_os.integration.checkpoint import load_checkpoint
@@ -187,9 +187,8 @@ def disturbances(label):
 
 
 def change(mine, before, evidence):
-    """The difference with its interval; draws without a box of any class are left out."""
-    rows = mine - before
-    return str(paired(rows[:, ~np.isnan(rows).any(axis=0)], evidence, STEPS["ap"]))
+    """The difference with its interval."""
+    return str(paired(defined(mine - before), evidence, STEPS["ap"]))
 
 
 def table(files, kept, evidence):

@@ -346,10 +346,14 @@ def test_no_objects_no_choice():
     assert choose({STAY: {"new": nothing}, Step(0.5): {"new": nothing}})[0].share == 1
 
 
-@pytest.mark.parametrize("shares", [[], [0.0], [1.0], [1.5], [True], ["half"]])
+@pytest.mark.parametrize("shares", [[], [0.0], [1.0], [1.5], [True], ["half"], 1.5, True])
 def test_shares_are_between_the_ends(model, start, shares):
     with pytest.raises(UserError, match="shares="):
         move_toward_(line_to(model, origin_of(start)), judge_that_takes(0.5), shares=shares)
+
+
+def test_a_single_share_needs_no_list(model, start):
+    assert move_toward_(line_to(model, origin_of(start)), judge_that_takes(0.5), shares=0.5).share == 0.5
 
 
 def test_an_interruption_puts_the_weights_back(model, start):

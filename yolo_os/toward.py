@@ -179,7 +179,7 @@ def move_toward_(
     line: Line,
     judge: Judging,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] | float = SHARES,
     statistics: bool | None = None,
     retain_drop: float | None = None,
     precision: torch.dtype | None = None,
@@ -284,12 +284,14 @@ def _nearness(step: Step) -> tuple[float, bool]:
     return step.share, not step.statistics
 
 
-def check_shares(shares: Sequence[float]) -> list[float]:
-    """Shares to judge, largest step last.
+def check_shares(shares: Sequence[float] | float) -> list[float]:
+    """Shares to judge, or a single one, largest step last.
 
     Raises:
         UserError: if one is no number between 0 and 1.
     """
+    if isinstance(shares, int | float):
+        shares = [shares]
     if not shares:
         raise UserError("shares=: takes one share at least, such as shares=0.8,0.5")
     for share in shares:

@@ -14,8 +14,9 @@ from yolo_os.comparison.arms import read_arms
 from yolo_os.comparison.plan import Config
 from yolo_os.heads import find_head
 from yolo_os.integration import guard
+from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.compare_arms import START, Jitter, NewHead, ScaledRate, callback_of, settings_for
+from yolo_os.integration.compare_arms import START, Jitter, NewHead, ScaledRate, settings_for
 from yolo_os.integration.toward import read_origin
 
 
@@ -94,6 +95,8 @@ def test_shifts_of_arms():
     assert (mild.recipe.keep, mild.schedule.start) == (0.95, 0.7)
     with pytest.raises(UserError, match=r"leave os\.keep away"):
         callback_of({"os": False, "keep": 0.5})
+    with pytest.raises(UserError, match=r"os\.method says nothing"):
+        callback_of({"toward": True, "method": "sos"})
 
 
 def test_a_rate_that_is_ignored_is_warned_of(caplog):

@@ -93,6 +93,7 @@ def test_keys_of_a_cfg_file_are_read(tmp_path):
         (["os=False", "os.every=3"], "os.every"),
         (["os.final=None", "os.every=None"], "nothing left"),
         (["os.toward=True", "os.method=sos"], "os.method says nothing"),
+        (["os=True", "os.toward=True", "os.start=0.5"], "os.start says nothing"),
         (["model=DETECTOR", "data=DIGITS", "os.toward=True", "os.retain=nope.yaml", *TINY], "nope.yaml"),
         (["model=DETECTOR", "data=DIGITS", "os.toward=LICENSE.pt", *TINY], "toward=LICENSE.pt"),
         (["epoch=3"], "'epoch' is not a valid YOLO argument"),

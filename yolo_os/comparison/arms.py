@@ -188,9 +188,8 @@ def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping
             raise UserError(f"arm {name}: {step[0]}= says nothing without toward=")
     elif shift:
         raise UserError(f"arm {name}: {shift[0]}= is for a shift of the prediction layers, not for one with toward=")
-    if isinstance(settings.get("shares"), int | float | tuple):
-        shares = settings["shares"]
-        settings["shares"] = list(shares) if isinstance(shares, tuple) else [shares]
+    if isinstance(settings.get("shares"), tuple):  # which no YAML file holds
+        settings["shares"] = list(settings["shares"])
     if isinstance(settings.get("retain"), str):
         settings["retain"] = listed(settings["retain"])
     return Arm(name, after=after, shift=settings)

@@ -7,6 +7,7 @@ replicate is a column of weights, how often each image was drawn; the first is t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ class Truth:
         arrays = {name: getattr(self, name) for name in ("image", "class_index", "box", "difficult")}
         _save(path, classes=np.array(self.classes), files=np.array(self.files), **arrays)
 
-    @property
+    @cached_property
     def holding(self) -> list[Integers]:
         """Of each class, the images of its boxes that are to be found, one entry for a box."""
         return [self.image[(self.class_index == index) & ~self.difficult] for index in range(len(self.classes))]
 
-    @property
+    @cached_property
     def evidence(self) -> Evidence:
         """How much there is to tell detectors apart by."""
         return Evidence.of(self.holding)

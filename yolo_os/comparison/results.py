@@ -10,7 +10,7 @@ import numpy as np
 
 from yolo_os.comparison.plan import DATA, FOUND, MARGIN, TRUTH, Config, Job, Run, cell_name, make_plan, runs_of
 from yolo_os.comparison.resampling import METRICS, STEPS, Found, Replicates, Truth, draws, resample
-from yolo_os.comparison.statistics import Difference, holm, mean_of, paired, verdict, word
+from yolo_os.comparison.statistics import Difference, defined, holm, mean_of, paired, verdict, word
 from yolo_os.evaluation.arrays import Floats
 from yolo_os.evaluation.intervals import Evidence
 from yolo_os.plain_yaml import read_yaml
@@ -84,12 +84,13 @@ class Measured:
         """An arm's difference to the reference over some cells; None where no seed has both."""
         reference = self.config.arms[0].name
         both = self.by_seed(arm, cells).keys() & self.by_seed(reference, cells).keys()
+        if not both:
+            return None
         parts = []
         for data in dict.fromkeys(data for data, _ in cells):
             here = [cell for cell in cells if cell[0] == data]
             mine, theirs = self.means(arm, here, metric), self.means(reference, here, metric)
-            rows = np.array([mine[seed] - theirs[seed] for seed in sorted(both)])
-            rows = rows[:, ~np.isnan(rows).any(axis=0)] if len(rows) else rows
+            rows = defined(np.array([mine[seed] - theirs[seed] for seed in sorted(both)]))
             if not rows.size:
                 return None
             truth, _ = self.truth(data)
@@ -268,9 +269,9 @@ def _classes(measured: Measured, cell: tuple[str, float | int]) -> dict[str, lis
             values = [each.classes[0, index] for each in mine.values() if each is not None]
             mean, where = float(np.mean(values)) if values else None, holding[index]
             row: dict[str, Any] = {"name": name, "boxes": len(where), "mean": mean}
-            drawn = np.array([a.classes[:, index] - b.classes[:, index] for a, b in both if a and b])
-            drawn = drawn[:, ~np.isnan(drawn).any(axis=0)] if len(drawn) else drawn
-            if arm.name != measured.config.arms[0].name and drawn.size and drawn.shape[1] > 2 and len(where):
+            differences = [a.classes[:, index] - b.classes[:, index] for a, b in both if a and b]
+            drawn = defined(np.array(differences)) if differences else np.zeros((0, 0))
+            if arm.name != measured.config.arms[0].name and drawn.shape[1] > 2 and len(where):
                 made = paired(drawn, Evidence.of([where]), STEPS[MAIN])
                 row |= {"difference": made.value, "low": made.low, "high": made.high}
             rows.append(row)

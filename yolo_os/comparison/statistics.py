@@ -164,6 +164,11 @@ class Difference:
         return made | {"error": self.widest.error, "freedom": self.widest.freedom, "by_seed": list(self.by_seed)}
 
 
+def defined(differences: Floats) -> Floats:
+    """Differences, shape (seeds, 1 + replicates), without the drawn sets that hold no box to tell one by."""
+    return differences[:, ~np.isnan(differences).any(axis=0)]
+
+
 def paired(differences: Floats, evidence: Evidence, step: float = 0.0, runs: int = 1) -> Difference:
     """The mean difference of one arm to the reference.
 

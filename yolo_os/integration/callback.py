@@ -24,7 +24,7 @@ from yolo_os.integration.checkpoint import load_checkpoint, write
 from yolo_os.integration.final import SAYS, check_step, final_shift, final_step, find_origin
 from yolo_os.integration.guard import note_written
 from yolo_os.methods.base import Unchanged
-from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings
+from yolo_os.recipe import Given, ShiftRecipe, read_settings, training_settings, with_implied_method
 from yolo_os.resources import resource
 from yolo_os.settings import listed, reject_unknown
 from yolo_os.shifter import check_finite, plan
@@ -488,6 +488,31 @@ def _tune_without_shifts(model: Any, *given: Any, **named: Any) -> Any:
 def _settings_file(run: Path) -> Path:
     """Where a run's folder holds the settings of its shifts."""
     return run / "os" / "settings.yaml"
+
+
+def callback_of(settings: Mapping[str, Any]) -> SOS | None:
+    """The callback that keys of `yolo-os train` describe; None where there are none, or for `os=False`.
+
+    Args:
+        settings: without their prefix, and `os` itself.
+
+    Raises:
+        UserError: for an unknown setting, a bad value, or one that says nothing.
+    """
+    given = dict(settings)
+    choice = given.pop("os", None if given else False)
+    if choice is False:
+        if given:
+            raise UserError(f"os=False trains without shifts: leave os.{next(iter(given))} away")
+        return None
+    if choice is None:
+        given = with_implied_method(given, "os.")
+    lone = [name for name in given if name not in ("toward", "retain", "retain_drop")]
+    if choice in (None, True) and given.get("toward") and lone and not {"every", "final"} & given.keys():
+        raise UserError(
+            f"os.{lone[0]} says nothing: with os.toward no other shift is made unless os.every or os.final is given"
+        )
+    return SOS.from_yaml("train" if choice in (None, True) else choice, **given)
 
 
 def settings_of(last: str | Path) -> Path | None:

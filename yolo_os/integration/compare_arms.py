@@ -15,10 +15,9 @@ from yolo_os.comparison.arms import BACKBONE, Arm
 from yolo_os.comparison.plan import Config
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head, last_module, unwrap
-from yolo_os.integration.callback import SOS
+from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import write
 from yolo_os.integration.runtime import quiet
-from yolo_os.recipe import with_implied_method
 
 START = "start.pt"  # the weights that a training with a new head started from
 JITTER_FROM = 0.7  # of the training, as the shifts that the control stands beside
@@ -100,26 +99,6 @@ def attach(model: Any, arm: Mapping[str, Any], new_head: bool, seed: int) -> Non
         model.add_callback("on_pretrain_routine_end", ScaledRate(arm["rate"]).on_pretrain_routine_end)
     if arm["jitter"]:
         model.add_callback("on_train_epoch_end", Jitter(arm["jitter"]).on_train_epoch_end)
-
-
-def callback_of(settings: Mapping[str, Any]) -> SOS | None:
-    """The shifts of an arm; None where it has none.
-
-    Args:
-        settings: keys of `yolo-os train` without their prefix, and `os` itself.
-
-    Raises:
-        UserError: for an unknown setting or a bad value.
-    """
-    given = dict(settings)
-    choice = given.pop("os", None if given else False)
-    if choice is False:
-        if given:
-            raise UserError(f"os=False trains without shifts: leave os.{next(iter(given))} away")
-        return None
-    if choice is None:
-        given = with_implied_method(given, "os.")
-    return SOS.from_yaml("train" if choice in (None, True) else choice, **given)
 
 
 def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, Any]:

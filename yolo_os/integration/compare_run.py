@@ -29,8 +29,9 @@ from yolo_os.comparison.resampling import Found, Truth
 from yolo_os.errors import UserError
 from yolo_os.files import write_json
 from yolo_os.heads import find_head
+from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import Checkpoint, load_checkpoint, read_contents, save_shifted, shift_record
-from yolo_os.integration.compare_arms import START, attach, callback_of
+from yolo_os.integration.compare_arms import START, attach
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import Boxes, Validation
 from yolo_os.integration.flatness import hessian_trace

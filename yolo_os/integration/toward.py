@@ -45,7 +45,7 @@ def shift_toward_(
     *,
     retain: str | Path | Sequence[str | Path] = (),
     retain_drop: float | None = None,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] | float = SHARES,
     statistics: bool | None = None,
     imgsz: int | None = None,
     batch: int = 16,

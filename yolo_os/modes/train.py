@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from yolo_os.errors import UserError
-from yolo_os.recipe import recipe_keys, training_settings, warn_unused, with_implied_method
+from yolo_os.recipe import recipe_keys, training_settings, warn_unused
 from yolo_os.settings import Key, parse_pairs
 from yolo_os.training.schedule import SCHEDULE_KEYS
 
@@ -101,25 +100,14 @@ def sos_from(given: Mapping[str, Any]) -> SOS | None:
     Raises:
         UserError: for an unknown setting or a bad value, naming where it stands.
     """
-    from yolo_os.integration.callback import SOS
+    from yolo_os.integration.callback import callback_of
 
     choice = given.get("os")
     settings = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
     settings.pop("trust", None)
-    if choice is False:
-        if settings:
-            raise UserError(f"os=False trains without shifts: leave {PREFIX}{next(iter(settings))} away")
-        return None
-    if choice is None:
-        settings = with_implied_method(settings, PREFIX)
-        lone = [name for name in settings if name not in ("toward", "retain", "retain_drop")]
-        if settings.get("toward") and lone and not {"every", "final"} & settings.keys():
-            raise UserError(
-                f"{PREFIX}{lone[0]} says nothing: with {PREFIX}toward no other shift is made unless {PREFIX}every or "
-                f"{PREFIX}final is given"
-            )
-    sos = SOS.from_yaml("train" if choice in (None, True) else choice, **settings)
-    warn_unused([name for name in settings if name != "max_loss_rise"], sos.recipe.method, PREFIX)
+    sos = callback_of({"os": choice, **settings})
+    if sos is not None:
+        warn_unused([name for name in settings if name != "max_loss_rise"], sos.recipe.method, PREFIX)
     return sos
 
 
