@@ -23,9 +23,9 @@ def own_folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    import torch
+    from yolo_os.integration.runtime import limit_threads
 
-    torch.set_num_threads(1)  # the models are too small to gain from more, and lose where cores are shared
+    limit_threads(1)  # the models are too small to gain from more, and lose where cores are shared
     yield
     patch.undo()
 

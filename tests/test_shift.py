@@ -406,8 +406,16 @@ def test_memory_is_bounded_whatever_the_number_of_images(model):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_gpu_the_weights_are_those_of_the_cpu(untouched, batches):
-    recipe = ShiftRecipe(method="os", layers="cv3.2")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ShiftRecipe(method="os", layers="cv3.2"),
+        ShiftRecipe(method="budget", max_loss_rise=None),
+        *(ShiftRecipe(method="sos", samples=0.5, sampling=each) for each in ("uniform", "foreground", "balanced")),
+    ],
+    ids=lambda recipe: f"{recipe.method}-{recipe.sampling}",
+)
+def test_on_a_gpu_the_weights_are_those_of_the_cpu(recipe, untouched, batches):
     cpu, gpu = copy.deepcopy(untouched), copy.deepcopy(untouched).cuda()
     shift_(cpu, batches, recipe)
     shift_(gpu, batches, recipe)

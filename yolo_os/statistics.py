@@ -93,7 +93,11 @@ class Collector(Protocol):
 
 
 def generator_for(device: torch.device, *key: object) -> torch.Generator:
-    """A random generator for a seed, a layer and the number of a batch: the same whichever process sees the batch."""
+    """A random generator for a seed, a layer and the number of a batch: the same whichever process sees the batch.
+
+    A GPU draws other numbers than a CPU. What a shift draws is few and drawn on the CPU, so that a seed means the same
+    shift on both.
+    """
     # 32 bits: a CPU generator ignores any above them.
     return torch.Generator(device).manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
@@ -128,8 +132,8 @@ class RowSample:
         """Take in one batch: features (B, m, P); outputs don't matter."""
         images, _, points = features.shape
         self.count += images * points
-        generator = generator_for(features.device, self._seed, self._name, anchors.batch)
-        uniform = torch.rand(images * points, generator=generator, device=features.device)
+        generator = generator_for(torch.device("cpu"), self._seed, self._name, anchors.batch)
+        uniform = torch.rand(images * points, generator=generator).to(features.device)
         keys = uniform.clamp(min=1e-30).log()
         if self.sampling != "uniform" and anchors.score is not None and anchors.score.shape == (images, points):
             keys = keys / anchors.score.flatten().to(keys.dtype).clamp(min=1e-12)

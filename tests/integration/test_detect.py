@@ -61,7 +61,7 @@ def test_its_map_is_that_of_the_devkit_without_difficult_objects(model, digits):
 def test_the_loss_is_the_models_own(model, data):
     from yolo_os.loss import training_loss
 
-    validation = Validation(data, model, split="val", imgsz=96, batch=12)
+    validation = Validation(data, model, split="val", imgsz=96, batch=12, device="cpu")
     first = validation.run(model, loss=True)
     assert {"total", "box", "cls", "dfl"} == first.loss.keys()
     (batch,) = list(validation._batches)
@@ -79,7 +79,7 @@ def test_every_head_family_gives_its_loss_and_is_left_unfused(name, data, monkey
     model = small_model(name)
     model.names = dict(enumerate(map(str, range(model.model[-1].nc))))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    validation = Validation(data, model, split="val", imgsz=128 if "rtdetr" in name else 64)
+    validation = Validation(data, model, split="val", imgsz=128 if "rtdetr" in name else 64, device="cpu")
     if "pose" in name or "seg" in name:  # the digits have neither points nor outlines
         batch = labelled_batch(model, images=2)
         facts = {"im_file": ["a.jpg", "b.jpg"], "ori_shape": [(64, 64)] * 2, "ratio_pad": [((1.0, 1.0), (0, 0))] * 2}

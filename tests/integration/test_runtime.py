@@ -1,9 +1,51 @@
 import itertools
 
+import pytest
 import torch
-from ultralytics.utils import nms
+from ultralytics.utils import nms, torch_utils
 
-from yolo_os.integration.runtime import unhurried
+from yolo_os.comparison import engine
+from yolo_os.integration import compare_run
+from yolo_os.integration.runtime import choose_device, unhurried
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Threads of torch and Ultralytics, put back afterwards."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch_utils, "NUM_THREADS", 8)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_of_several_at_a_time_keeps_to_its_share_of_the_cores(threads, monkeypatch):
+    begun = []
+
+    class Ended:
+        @staticmethod
+        def wait():
+            return 0
+
+    def start(folders, variables):
+        begun.append(variables)
+        return Ended()
+
+    class AJob:
+        left = ()
+
+    monkeypatch.setattr(engine, "start", start)
+    monkeypatch.setattr(engine.os, "cpu_count", lambda: 6)
+    for workers in (1, 2, 9):
+        list(engine.processes([AJob()], workers, lambda job: None))
+    assert begun == [{}, {engine.THREADS: "3"}, {engine.THREADS: "1"}]
+
+    choose_device("cpu")
+    assert torch.get_num_threads() == 8  # what Ultralytics does by itself, whatever OMP_NUM_THREADS says
+    monkeypatch.setenv(engine.THREADS, "3")
+    assert compare_run.main([]) == 0
+    assert torch.get_num_threads() == 3
+    choose_device("cpu")
+    assert torch.get_num_threads() == 3
 
 
 def test_a_slow_machine_drops_no_detections(monkeypatch):

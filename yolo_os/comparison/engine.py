@@ -21,6 +21,7 @@ from yolo_os.errors import UserError
 from yolo_os.files import write_json
 
 MODULE = "yolo_os.integration.compare_run"  # not imported here: a process of its own runs it
+THREADS = "YOLO_OS_THREADS"  # in the environment of a job: how many it may compute with on a CPU
 LOG = "log.txt"
 _TAIL = 400  # letters of a log
 
@@ -45,13 +46,14 @@ def here(jobs: Sequence[Job], make: Callable[[list[Path]], Any], announce: Annou
 def processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator[Job]:
     """Run each job in a process of its own, some at a time; yields each when it has ended, however it did.
 
+    Where several run at a time, each computes with its share of the cores.
+
     Args:
         jobs: to be run.
         workers: at a time.
         announce: is given each when it begins.
     """
-    cores = os.cpu_count() or 1
-    threads = {} if "OMP_NUM_THREADS" in os.environ or workers == 1 else {"OMP_NUM_THREADS": str(cores // workers or 1)}
+    variables = {} if workers == 1 else {THREADS: str((os.cpu_count() or 1) // workers or 1)}
     running: set[subprocess.Popen[bytes]] = set()
     lock, stopped = threading.Lock(), threading.Event()
 
@@ -59,7 +61,7 @@ def processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator
         folders = [run.folder for run in job.left]
         with lock:
             announce(job)
-            process = start(folders, threads)
+            process = start(folders, variables)
             running.add(process)
         code = process.wait()
         with lock:
@@ -125,7 +127,7 @@ def ray_tasks(jobs: Sequence[Job], address: str | bool, cpus: float, gpus: float
         _connect(ray, address)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, max_calls=1)(_in_task)
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-    variables = {"PYTHONPATH": path.rstrip(os.pathsep)}
+    variables = {"PYTHONPATH": path.rstrip(os.pathsep), THREADS: str(int(cpus) or 1)}
     try:
         pending = {
             task.remote([str(run.folder) for run in job.left], MODULE, os.getcwd(), variables): job for job in jobs

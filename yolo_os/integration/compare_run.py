@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from yolo_os._version import __version__
+from yolo_os.comparison.engine import THREADS
 from yolo_os.comparison.plan import FAILURE, FOUND, RESULT, RUN
 from yolo_os.comparison.resampling import Found, Truth
 from yolo_os.errors import UserError
@@ -36,7 +37,7 @@ from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import Boxes, Validation
 from yolo_os.integration.flatness import hessian_trace
 from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import choose_device
+from yolo_os.integration.runtime import choose_device, limit_threads
 from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
 from yolo_os.integration.train import train
 from yolo_os.recipe import ShiftRecipe
@@ -260,6 +261,13 @@ def _end_with_the_input() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def main(folders: Sequence[str]) -> int:
+    """Make the runs of some folders as a process of its own; 1 if any failed."""
+    if THREADS in os.environ:
+        limit_threads(int(os.environ[THREADS]))
+    return 1 if run_job([Path(each) for each in folders]) else 0
+
+
 if __name__ == "__main__":
     _end_with_the_input()
-    sys.exit(1 if run_job([Path(word) for word in sys.argv[1:]]) else 0)
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER, TQDM, nms
+from ultralytics.utils import LOGGER, TQDM, nms, torch_utils
 from ultralytics.utils.torch_utils import select_device
 
 from yolo_os.errors import UserError
@@ -27,6 +27,15 @@ def choose_device(name: str) -> torch.device:
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"device={name}: {' '.join(str(error).split())}") from None
     return device
+
+
+def limit_threads(count: int) -> None:
+    """Compute with so many threads on a CPU from now on.
+
+    Ultralytics takes up to 8 whenever it chooses the CPU, whatever OMP_NUM_THREADS says.
+    """
+    torch.set_num_threads(count)
+    torch_utils.NUM_THREADS = count
 
 
 def progress_bar(batches: Iterable[Any], title: str) -> Iterable[Any]:

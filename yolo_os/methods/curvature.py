@@ -100,13 +100,13 @@ class CurvatureGram:
         """Take in one batch: features (B, m, P), outputs (B, n, P)."""
         images, _, points = features.shape
         self.seen += images * points
-        generator = generator_for(features.device, self._seed, self.layer.name, anchors.batch)
-        some = torch.randperm(points, generator=generator, device=features.device)[:UNIFORM]
+        generator = generator_for(torch.device("cpu"), self._seed, self.layer.name, anchors.batch)
+        some = torch.randperm(points, generator=generator)[:UNIFORM].to(features.device)
         self.all.add(features[:, :, some], outputs[:, :, some], anchors)
         presence, total = self._presence(outputs, anchors)
         rows_wanted = images * min(ROWS, max(4, round(ROWS_SHARE * points)))
         chance = _chances(self._share(outputs, anchors, presence).flatten(), rows_wanted)
-        drawn = (torch.rand(len(chance), generator=generator, device=features.device) < chance).nonzero()[:, 0]
+        drawn = (torch.rand(len(chance), generator=generator).to(chance.device) < chance).nonzero()[:, 0]
         image, point = torch.div(drawn, points, rounding_mode="floor"), drawn % points
         rows = features[image, :, point].float()
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)  # (k, m + 1)
