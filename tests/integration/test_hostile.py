@@ -747,6 +747,22 @@ def test_the_guard_is_gone_after_its_block(detector):
     assert held() == before
 
 
+def test_mixed_precision_is_not_checked_by_a_download(in_tmp, monkeypatch, caplog):
+    """Ultralytics' check of a GPU loads yolo26n.pt, which is not there: a training goes on, as without a network."""
+    from ultralytics.utils import checks
+
+    class OnAGPU(torch.nn.Module):
+        def parameters(self, recurse=True):
+            yield types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"))
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr("ultralytics.utils.WEIGHTS_DIR", Path("weights"))
+    with guarded(), caplog.at_level("WARNING"):
+        assert checks.check_amp(OnAGPU()) is True
+    assert "amp=False" in caplog.text
+    assert "yolo26n.pt" in caplog.text
+
+
 def test_the_guard_goes_along_into_other_processes():
     from yolo_os.integration.guard import GuardedProcess
 

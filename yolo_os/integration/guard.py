@@ -318,6 +318,22 @@ def _stripping_whole(original: Callable[..., Any]) -> Callable[..., Any]:
     return strip_optimizer
 
 
+def _skipping_without_weights(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`check_amp`, which tries mixed precision with weights that it would download, and goes on where it can't."""
+
+    def check_amp(model: Any) -> bool:
+        try:
+            return bool(original(model))
+        except UserError as error:
+            LOGGER.warning(
+                f"AMP: not checked on this GPU, nothing is downloaded for that ({error}); if mAP stays at 0 or losses "
+                "become NaN, train with amp=False"
+            )
+            return True
+
+    return check_amp
+
+
 def _never(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_pip_update_available() -> bool:
         return False
@@ -385,6 +401,7 @@ _REPLACED: tuple[tuple[str, str, Callable[[Callable[..., Any]], Callable[..., An
     ("ultralytics.data.utils", "_replace_image", _leaving_images),
     ("ultralytics.data.utils", "check_image", _saying_so),
     ("ultralytics.data.utils", "check_file_speeds", _of_files),
+    ("ultralytics.utils.checks", "check_amp", _skipping_without_weights),
     ("ultralytics.utils.checks", "check_font", _local_font),
     ("ultralytics.utils.checks", "check_requirements", _without_installing),
     ("ultralytics.utils.checks", "check_pip_update_available", _never),
