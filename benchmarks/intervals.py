@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolo_os.evaluation.bootstrap import bootstrap
+from yolo_os.evaluation.intervals import Difference
 from yolo_os.evaluation.matching import Matches
 from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, average_precisions
 
@@ -91,8 +92,8 @@ def draw(random: np.random.Generator, images: int, kind: Population) -> tuple[VO
         image, label = (np.concatenate([mine[found], other]) for mine, other in zip((gt_image, gt_class), alarms))
         score, true = np.concatenate([logit[found], false]), np.arange(len(image)) < found.sum()
         order = np.lexsort((-score, label))
-        columns = (each[order] for each in (image, label, score, true))
-        matches = Matches(np.arange(images), *columns, gt_image, gt_class, CLASSES)
+        image, label, score, true = (each[order] for each in (image, label, score, true))
+        matches = Matches(np.arange(images), image, label, score, true, gt_image, gt_class, CLASSES)
         figures = average_precisions(matches, RECALL_POINTS["numpy"])
         results.append(VOCResult(*figures, matches.npos, matches))
     return results[0], results[1]
@@ -130,9 +131,8 @@ def study(kind: Population, sets: int, images: int, replicates: int, seed: int =
         gain = bootstrap(first, second, replicates=replicates, seed=number)
         held["single"].append(_holds([*bars.ap, bars.map, bars.map07], true))
         held["difference"].append(_holds([*gain.ap, gain.map, gain.map07], other - true))
-        held["error"].append(
-            [np.nan if np.isnan(each.p) else each.p <= 0.05 for each in (*gain.ap, gain.map, gain.map07)]
-        )
+        ps = [each.p for each in (*gain.ap, gain.map, gain.map07) if isinstance(each, Difference)]
+        held["error"].append([np.nan if np.isnan(p) else p <= 0.05 for p in ps])
     shares = {name: np.nanmean(rows, axis=0) for name, rows in held.items()}
     if kind.equal != "classes":
         shares["error"][np.arange(CLASSES + 2) != (CLASSES if kind.equal == "mean" else -1)] = np.nan

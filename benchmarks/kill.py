@@ -85,8 +85,8 @@ def main() -> int:
             bad += bool(wrong)
             for each in wrong:
                 print(f"{name} killed after {moment:.2f} of {lengths[name]:.2f} s: {each}", flush=True)
-    for name, each in counts.items():
-        print(f"{name:<24}" + ", ".join(f"{count} {outcome}" for outcome, count in sorted(each.items())))
+    for name, outcomes in counts.items():
+        print(f"{name:<24}" + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
     print(f"{killed} kills in {time.monotonic() - started:.0f} s, {bad} bad")
     return 1 if bad else 0
 

@@ -60,6 +60,7 @@ def train(choice: str, optimizer: str, epochs: int, work: Path) -> dict[str, flo
     run = {"epochs": epochs, "seed": 0, "project": str(work), "name": f"{optimizer}-{choice}"}
     with mock.patch.object(Shifter, "_take_", taking(choice, holder)):
         model.train(optimizer=optimizer, lr0=rate, **run, **digits_training())
+    assert model.trainer is not None
     folder = Path(model.trainer.save_dir)
     results = read_rows(folder / "results.csv")[-1]
     by_step: dict[int, list[float]] = {}

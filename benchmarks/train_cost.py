@@ -33,9 +33,9 @@ from yolo_os.training.schedule import Schedule
 class EverySecondEpoch(Schedule):
     """Shifts come in epochs of odd numbers only, counted from 0."""
 
-    def due(self, step: int, epoch: int, last: int, progress: float) -> bool:
+    def due(self, step: int, epoch: int, last: int, done: float, epochs: int) -> bool:
         """Whether a shift comes in a step."""
-        return epoch % 2 == 1 and super().due(step, epoch, last, progress)
+        return epoch % 2 == 1 and super().due(step, epoch, last, done, epochs)
 
 
 class OwnTime:
