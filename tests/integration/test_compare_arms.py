@@ -16,7 +16,7 @@ from yolo_os.heads import find_head
 from yolo_os.integration import guard
 from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.compare_arms import START, Jitter, NewHead, ScaledRate, settings_for
+from yolo_os.integration.compare_arms import START, Jitter, NewHead, Pull, ScaledRate, settings_for
 from yolo_os.integration.toward import read_origin
 
 
@@ -85,6 +85,26 @@ def test_the_control_is_disturbed_a_little_and_late(tmp_path):
     for old, layer in zip(before, find_head(trainer.model).layers):
         change = float(((layer.matrix - old).norm() / old.norm()).detach())
         assert 0.5e-4 < change < 2e-4
+
+
+def test_a_pull_is_l2sp(tmp_path):
+    """A step of SGD on the loss plus strength / 2 times the squared distance to the start, in closed form."""
+    model = small_model()
+    start = {name: weight.detach() + 1.0 for name, weight in model.named_parameters()}
+    start["model.0.conv.weight"] = torch.zeros(1)  # that of another architecture
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer = trainer_of(model, tmp_path)
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Pull(3.0, start, modules=4).on_train_start(trainer)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    trainer.optimizer.step()
+    moved = {name: weight.detach() - before[name] for name, weight in model.named_parameters()}
+    pulled = {name for name in before if int(name.split(".")[1]) < 4} - {"model.0.conv.weight"}
+    assert pulled
+    for name, change in moved.items():
+        wanted = 0.3 if name in pulled else 0.0
+        torch.testing.assert_close(change, torch.full_like(change, wanted), msg=lambda said, name=name: name + said)
 
 
 def test_shifts_of_arms():

@@ -21,6 +21,7 @@ from yolo_os import UserError
 from yolo_os.cli import main
 from yolo_os.heads import find_head
 from yolo_os.integration import compare_run
+from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.detect import Validation
 from yolo_os.modes.compare import config_of, parse
 from yolo_os.training.log import epochs_in
@@ -119,6 +120,24 @@ def test_a_comparison_from_end_to_end(detector, few, in_tmp, capsys, opened):
 
         compare(config_of(parse([*command[1:], "lr0=0.5"])), folder, workers=0)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")} == made
+
+
+@pytest.mark.parametrize(("modules", "new_head"), [(3, False), (None, True)])
+def test_a_pull_without_end_holds_what_the_start_has(modules, new_head, detector, few, in_tmp):
+    arms = ["stock", {"name": "held", "pull": 1e9, "pull_modules": modules}]
+    config = {"model": str(detector), "data": str(few), "arms": arms, "new_head": new_head}
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump(config))
+    command = ["compare", "config=c.yaml", *TINY, "epochs=1", "seeds=1", "workers=0", "project=p", "replicates=20"]
+    assert main(command) == 0
+    start = load_checkpoint(detector).model.half().state_dict()
+    moved = {}
+    for arm in ("stock", "held"):
+        made = load_checkpoint(in_tmp / "p" / "exp" / "runs" / "few" / f"{arm}-0" / "weights" / "best.pt").model.half()
+        changed = [name for name, weight in made.named_parameters() if not torch.equal(weight, start[name])]
+        moved[arm] = {int(name.split(".")[1]) for name in changed}
+    free = range(3 if modules else len(made.model) - 1, len(made.model))
+    assert moved["held"] == {each for each in moved["stock"] if each in free}
+    assert moved["stock"] - moved["held"]
 
 
 def test_what_was_killed_goes_on(detector, few, in_tmp):

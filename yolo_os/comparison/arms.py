@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ PREFIX = "os."
 # What an arm may not set: rows of the table are by data, and runs are kept, seeded and resumed by the comparison.
 RESERVED = ("data", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "save", "val", "cfg")
 BACKBONE = "backbone"  # a value of `freeze`: as many modules as the model's backbone has
-_OWN = ("jitter", "like", "after", "name")
+_OWN = ("jitter", "pull", "pull_modules", "like", "after", "name")
+_NUMBERS = ("jitter", "pull", "pull_modules")  # each above 0
 _SHIFT = ("recipe", "toward", "retain", "retain_drop", "shares", "statistics")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
 _FACTOR = re.compile(r"x(\d+(\.\d+)?)")
@@ -32,6 +34,7 @@ READY: dict[str, dict[str, Any]] = {
     "low_lr": {"lr0": "x0.1"},
     "weight_decay_x3": {"weight_decay": "x3"},
     "weight_decay_x10": {"weight_decay": "x10"},
+    "l2sp": {"pull": 30.0},
     "toward": {"after": "stock", "toward": True},
 }
 
@@ -45,6 +48,8 @@ class Arm:
         train: keys of `yolo train` that are not those of the other arms; a text such as `x3` is a factor.
         os: keys of `yolo-os train` without their prefix, `os` itself among them; none: no shifts.
         jitter: size of the noise that the prediction layers are multiplied with, for a control.
+        pull: how strongly weights are pulled to where they began, as L2-SP does.
+        pull_modules: of how many of the first modules, as `freeze` counts them; None: of all.
         after: the arm whose checkpoints a shift starts from; None: an arm that is trained.
         shift: settings of that shift, as `yolo-os shift` takes them.
     """
@@ -53,15 +58,17 @@ class Arm:
     train: dict[str, Any] = field(default_factory=dict)
     os: dict[str, Any] = field(default_factory=dict)
     jitter: float | None = None
+    pull: float | None = None
+    pull_modules: int | None = None
     after: str | None = None
     shift: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, in the words that `read_arms` takes."""
         os = {name if name == "os" else f"{PREFIX}{name}": value for name, value in self.os.items()}
-        if not (self.train or os or self.jitter or self.after):
+        own = {key: getattr(self, key) for key in (*_NUMBERS, "after") if getattr(self, key) is not None}
+        if not (self.train or os or own):
             os = {"os": False}  # so that it is not taken for a ready arm of its name
-        own = {key: value for key, value in (("jitter", self.jitter), ("after", self.after)) if value is not None}
         return {"name": self.name, **own, **self.train, **os, **self.shift}
 
     def settings(self, common: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,17 +165,22 @@ def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm]) -> Arm:
             raise UserError(f"arm {name}: like={like} is no arm before it and no ready one ({', '.join(READY)})")
         settings = {**base, **{key: value for key, value in settings.items() if key != "like"}}
     settings = {key: parse_value(value) if isinstance(value, str) else value for key, value in settings.items()}
-    after, jitter = settings.pop("after", None), settings.pop("jitter", None)
-    if jitter is not None and (isinstance(jitter, bool) or not isinstance(jitter, int | float) or jitter <= 0):
-        raise UserError(f"arm {name}: jitter={jitter} takes a number above 0")
+    after = settings.pop("after", None)
     if after is not None:
         return _post_shift(name, str(after), settings, before)
+    numbers = {key: value for key in _NUMBERS if (value := settings.pop(key, None)) is not None}
+    for key, value in numbers.items():
+        kinds = int if key == "pull_modules" else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+            raise UserError(f"arm {name}: {key}={value} takes a {'whole ' if kinds is int else ''}number above 0")
+    if "pull_modules" in numbers and "pull" not in numbers:
+        raise UserError(f"arm {name}: pull_modules= says nothing without pull=")
     for key in settings:
         if key in RESERVED:
             raise UserError(f"arm {name}: {key}= is the same for all arms, or made by the comparison")
     os = {key.removeprefix(PREFIX): value for key, value in settings.items() if key == "os" or key.startswith(PREFIX)}
     train = {key: value for key, value in settings.items() if key != "os" and not key.startswith(PREFIX)}
-    return Arm(name, train, {} if os == {"os": False} else os, jitter)
+    return Arm(name, train, {} if os == {"os": False} else os, **numbers)
 
 
 def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping[str, Arm]) -> Arm:

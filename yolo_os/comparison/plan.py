@@ -219,6 +219,8 @@ def settings_of(run: Run, config: Config, common: Mapping[str, Any], model_diges
         "train": {key: value for key, value in common.items() if key not in ("device", "workers", "plots", "verbose")},
         "os": run.arm.os,
         "jitter": run.arm.jitter,
+        "pull": run.arm.pull,
+        "pull_modules": run.arm.pull_modules,
         "rate": run.arm.rate,
         "new_head": config.new_head,
         "after": run.arm.after,

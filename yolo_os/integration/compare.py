@@ -160,6 +160,8 @@ def _planned(config: Config, folder: Path, models: Mapping[str, nn.Module]) -> t
             "train": {"plots": False, "verbose": False, "deterministic": True, **whole},
             "os": run.arm.os,
             "jitter": run.arm.jitter,
+            "pull": run.arm.pull,
+            "pull_modules": run.arm.pull_modules,
             "rate": run.arm.rate,
             "new_head": config.new_head,
             "after": str(run.after.folder) if run.after else None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ultralytics.cfg import check_dict_alignment, get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 
@@ -16,7 +16,7 @@ from yolo_os.comparison.plan import Config
 from yolo_os.errors import UserError
 from yolo_os.heads import find_head, last_module, unwrap
 from yolo_os.integration.callback import callback_of
-from yolo_os.integration.checkpoint import write
+from yolo_os.integration.checkpoint import load_checkpoint, write
 from yolo_os.integration.runtime import quiet
 
 START = "start.pt"  # the weights that a training with a new head started from
@@ -41,6 +41,41 @@ class Jitter:
             for layer in find_head(unwrap(trainer.model)).layers:
                 weight = layer.module.weight
                 weight.mul_(1 + self.size * torch.randn(weight.shape, generator=noise).to(weight))
+
+
+class Pull:
+    """L2-SP (arXiv 1802.01483): after every step, weights shrink towards where they began.
+
+    By the learning rate times a strength, as decoupled weight decay shrinks them towards 0. Weights that the start does
+    not have, those of a head for other classes, go free.
+    """
+
+    def __init__(self, strength: float, start: Mapping[str, Tensor], modules: int | None = None) -> None:
+        """Take the start.
+
+        Args:
+            strength: of the pull.
+            start: the weights that the training starts from, by name.
+            modules: how many of the first modules are pulled; None: all.
+        """
+        self.strength, self.start, self.modules = strength, start, modules
+
+    def on_train_start(self, trainer: Any) -> None:
+        """Have the optimizer pull after each of its steps."""
+        began = {}
+        for name, weight in unwrap(trainer.model).named_parameters():
+            within = self.modules is None or int(name.split(".")[1]) < self.modules  # such as model.10.conv.weight
+            if within and name in self.start and self.start[name].shape == weight.shape:
+                began[id(weight)] = self.start[name].to(weight)
+
+        def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            with torch.no_grad():
+                for group in optimizer.param_groups:
+                    for weight in group["params"]:
+                        if id(weight) in began:
+                            weight.sub_(min(group["lr"] * self.strength, 1.0) * (weight - began[id(weight)]))
+
+        trainer.optimizer.register_step_post_hook(pull)
 
 
 class ScaledRate:
@@ -97,8 +132,19 @@ def attach(model: Any, arm: Mapping[str, Any], new_head: bool, seed: int) -> Non
         model.add_callback("on_pretrain_routine_end", NewHead(seed).on_pretrain_routine_end)
     if arm["rate"] != 1:
         model.add_callback("on_pretrain_routine_end", ScaledRate(arm["rate"]).on_pretrain_routine_end)
+    if arm["pull"]:
+        model.add_callback("on_train_start", _pull(arm, new_head).on_train_start)
     if arm["jitter"]:
         model.add_callback("on_train_epoch_end", Jitter(arm["jitter"]).on_train_epoch_end)
+
+
+def _pull(arm: Mapping[str, Any], new_head: bool) -> Pull:
+    start = load_checkpoint(arm["train"]["model"], arm["trust"]).model
+    modules = arm["pull_modules"]
+    if new_head:
+        last = len(cast(Any, start).model) - 1
+        modules = min(last, modules or last)
+    return Pull(arm["pull"], dict(start.named_parameters()), modules)
 
 
 def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, Any]:
@@ -124,6 +170,8 @@ def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, An
             f"arm {arm.name}: optimizer=auto takes no notice of lr0={arm.train['lr0']}, so this arm is like one "
             "without: name an optimizer, or give a factor, such as lr0: x0.1"
         )
+    if arm.pull and not str(made["model"]).endswith(".pt"):
+        raise UserError(f"arm {arm.name}: pull= is towards a checkpoint's weights, and model={made['model']} is none")
     for key in ("single_cls", "classes"):
         if made.get(key):
             raise UserError(f"arm {arm.name}: {key}={made[key]} changes what is evaluated: prepare the data instead")

@@ -33,7 +33,7 @@ KEYS = (
         (list, str),
         None,
         "with commas, the reference first: stock, control, default, budget, sos, sos_paper, freeze, low_lr, "
-        "weight_decay_x3, weight_decay_x10, toward; arms of your own in the file of config=",
+        "weight_decay_x3, weight_decay_x10, l2sp, toward; arms of your own in the file of config=",
     ),
     Key("seeds", (int, list), None, f"how many, or which, such as [0,7]; None: {_SEEDS}"),
     Key(
