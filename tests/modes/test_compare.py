@@ -210,6 +210,23 @@ def test_what_is_typed_comes_before_the_file_though_it_is_the_default(in_tmp):
     assert (read["margin"], read["replicates"], read["seeds"]) == (0.005, 50, 7)
 
 
+def test_names_on_the_line_are_arms_of_the_file_first(in_tmp):
+    arms = ["stock", {"name": "freeze", "freeze": 3}, {"name": "back", "after": "freeze", "toward": True}]
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": "m.pt", "data": "d", "arms": arms}))
+    (in_tmp / "m.pt").touch()
+
+    def chosen(names):
+        return config_of(parse(["config=c.yaml", f"arms={names}"])).arms
+
+    assert chosen("stock,freeze,back") == config_of(parse(["config=c.yaml"])).arms
+    assert [arm.to_dict() for arm in chosen("sos,freeze")] == [
+        {"name": "sos", "os": "sos"},
+        {"name": "freeze", "freeze": 3},
+    ]
+    with pytest.raises(UserError, match="after=freeze is no arm before it"):
+        chosen("stock,back")
+
+
 @pytest.mark.parametrize(
     ("shift", "said"),
     [

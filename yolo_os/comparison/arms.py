@@ -105,21 +105,28 @@ def factor_of(value: Any) -> float | None:
     return float(match[1]) if match else None
 
 
-def read_arms(given: Any) -> tuple[Arm, ...]:
+def read_arms(given: Any, described: Iterable[Arm] = ()) -> tuple[Arm, ...]:
     """Arms from what a user gives: names of ready arms with commas, or a list or mapping of a YAML file.
 
     A list holds names of ready arms and mappings with a `name`; a mapping has the names as its keys. A setting `like`
     names a ready arm, or one before it, whose settings the arm has too.
 
+    Args:
+        given: the arms.
+        described: arms that a name alone may mean too, before the ready ones.
+
     Raises:
         UserError: for an unknown name or setting, a name given twice, or an `after` that names no arm before it.
     """
+    known = {arm.name: arm for arm in described}
     made: dict[str, Arm] = {}
     for name, settings in _entries(given):
         if not _NAME.fullmatch(name):
             raise UserError(f"arm '{name}': a name has letters, digits and . _ + - only, and at most 60")
         if name in made:
             raise UserError(f"arm {name} is given twice")
+        if name in known and not settings:
+            settings = {key: value for key, value in known[name].to_dict().items() if key != "name"}
         made[name] = _arm(name, settings, made)
     if len(made) < 2:
         raise UserError(f"arms={given}: takes at least two, the first of which the others are compared with")
