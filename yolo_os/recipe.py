@@ -22,6 +22,40 @@ ROLES = ("box", "cls", "mask", "keypoint", "angle", "joint")
 # A rise of the held-out training loss beyond this is called harm in a report: five times what a shift may cost by
 # default. Most shifts beyond it lost mAP, most of those below it did not (docs/results.md).
 HARMFUL_RISE = 0.01
+# What a shift of all layers towards an origin takes.
+TOWARD_KEYS = (
+    Key(
+        "toward",
+        (str, bool, type(None)),
+        None,
+        "move all layers towards this checkpoint, which the training started from; True: the one its record names",
+    ),
+    Key(
+        "retain",
+        (str, list, type(None)),
+        None,
+        "with toward: data that must not get worse, judged on its val split; several with commas",
+    ),
+    Key(
+        "retain_drop",
+        (float, type(None)),
+        None,
+        "with toward: most mAP that may be lost on retained data; None: the new data alone decide",
+        minimum=0,
+    ),
+    Key(
+        "shares",
+        (list, float, str, type(None)),
+        None,
+        "with toward: what may be left of the way from there, to be judged; None: 0.9, 0.8, 0.6, 0.5, 0.4, 0.2",
+    ),
+    Key(
+        "statistics",
+        (bool, type(None)),
+        None,
+        "with toward: BatchNorm statistics move too (True) or stay as trained (False); None: both are judged",
+    ),
+)
 
 
 def _setting(default: Any, types: tuple[type, ...], help: str, choices: tuple[str, ...] = ()) -> Any:

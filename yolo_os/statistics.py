@@ -102,6 +102,11 @@ def generator_for(device: torch.device, *key: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
 
+def sent_to(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on another device, which the CPU does not wait for."""
+    return drawn.to(device, non_blocking=device.type == "cuda")
+
+
 class RowSample:
     """A sample of at most `size` rows, the same as if all rows had been there at once to choose from.
 
@@ -133,7 +138,7 @@ class RowSample:
         images, _, points = features.shape
         self.count += images * points
         generator = generator_for(torch.device("cpu"), self._seed, self._name, anchors.batch)
-        uniform = torch.rand(images * points, generator=generator).to(features.device)
+        uniform = sent_to(torch.rand(images * points, generator=generator), features.device)
         keys = uniform.clamp(min=1e-30).log()
         if self.sampling != "uniform" and anchors.score is not None and anchors.score.shape == (images, points):
             keys = keys / anchors.score.flatten().to(keys.dtype).clamp(min=1e-12)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_os.errors import UserError
-from yolo_os.recipe import recipe_keys
+from yolo_os.recipe import TOWARD_KEYS, ShiftRecipe, recipe_keys
 from yolo_os.settings import listed, parse_value, reject_unknown
 
 PREFIX = "os."
@@ -18,7 +18,7 @@ RESERVED = ("data", "seed", "project", "name", "exist_ok", "save_dir", "resume",
 BACKBONE = "backbone"  # a value of `freeze`: as many modules as the model's backbone has
 _OWN = ("jitter", "pull", "pull_modules", "like", "after", "name")
 _NUMBERS = ("jitter", "pull", "pull_modules")  # each above 0
-_SHIFT = ("recipe", "toward", "retain", "retain_drop", "shares", "statistics")
+_SHIFT = ("recipe", *(key.name for key in TOWARD_KEYS))
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
 _FACTOR = re.compile(r"x(\d+(\.\d+)?)")
 
@@ -197,6 +197,9 @@ def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping
         raise UserError(f"arm {name}: after={after} is a shift itself; start from an arm that is trained")
     try:
         reject_unknown(settings, [*_SHIFT, *(key.name for key in recipe_keys())])
+        settings |= {key.name: key.check(settings[key.name]) for key in TOWARD_KEYS if key.name in settings}
+        recipe = {key: value for key, value in settings.items() if key not in _SHIFT}
+        (ShiftRecipe.given(settings.get("recipe")) or ShiftRecipe()).replace(**recipe)
     except UserError as error:
         raise UserError(f"arm {name}: {error}") from None
     step = [key for key in _SHIFT if key in settings and key not in ("recipe", "toward")]
@@ -207,8 +210,6 @@ def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping
             raise UserError(f"arm {name}: {step[0]}= says nothing without toward=")
     elif shift:
         raise UserError(f"arm {name}: {shift[0]}= is for a shift of the prediction layers, not for one with toward=")
-    if isinstance(settings.get("shares"), tuple):  # which no YAML file holds
-        settings["shares"] = list(settings["shares"])
     if isinstance(settings.get("retain"), str):
         settings["retain"] = listed(settings["retain"])
     return Arm(name, after=after, shift=settings)

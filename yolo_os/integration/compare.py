@@ -36,7 +36,7 @@ from yolo_os.errors import UserError
 from yolo_os.files import discard_folder, make_folder, write_json
 from yolo_os.integration.architecture import build
 from yolo_os.integration.checkpoint import load_checkpoint
-from yolo_os.integration.compare_arms import settings_for
+from yolo_os.integration.compare_arms import check_shift, settings_for
 from yolo_os.integration.compare_data import Prepared, count_of, prepare, train_yaml
 from yolo_os.integration.compare_run import run_job
 from yolo_os.integration.data import class_names_of, image_size, task_of
@@ -278,7 +278,9 @@ def _model_of(arm: Arm, config: Config) -> str:
 
 
 def _settings(config: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """By name of an arm that is trained, its keys of `yolo train`."""
+    """By name of an arm that is trained, its keys of `yolo train`; what shifts name is looked at."""
+    for arm in config.arms:
+        check_shift(arm)
     trained = [arm for arm in config.arms if arm.after is None]
     return {arm.name: settings_for(arm, config, _backbone(models[_model_of(arm, config)])) for arm in trained}
 

@@ -14,10 +14,13 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 from yolo_os.comparison.arms import BACKBONE, Arm
 from yolo_os.comparison.plan import Config
 from yolo_os.errors import UserError
+from yolo_os.files import as_path, is_file
 from yolo_os.heads import find_head, last_module, unwrap
 from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import load_checkpoint, write
+from yolo_os.integration.data import describe
 from yolo_os.integration.runtime import quiet
+from yolo_os.toward import check_shares
 
 START = "start.pt"  # the weights that a training with a new head started from
 JITTER_FROM = 0.7  # of the training, as the shifts that the control stands beside
@@ -145,6 +148,24 @@ def _pull(arm: Mapping[str, Any], new_head: bool) -> Pull:
         last = len(cast(Any, start).model) - 1
         modules = min(last, modules or last)
     return Pull(arm["pull"], dict(start.named_parameters()), modules)
+
+
+def check_shift(arm: Arm) -> None:
+    """Look at what a shift after a training names, before anything is trained.
+
+    Raises:
+        UserError: for a bad share, or a file that is not there.
+    """
+    toward = arm.shift.get("toward")
+    try:
+        if "shares" in arm.shift:
+            check_shares(arm.shift["shares"])
+        if isinstance(toward, str) and not is_file(as_path(toward)):
+            raise UserError(f"toward={toward}: no such file")
+        for data in arm.shift.get("retain") or ():
+            describe(data, "val", None)
+    except UserError as error:
+        raise UserError(f"arm {arm.name}: {error}") from None
 
 
 def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, Any]:

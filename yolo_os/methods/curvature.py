@@ -44,7 +44,7 @@ from torch import Tensor
 from yolo_os.distributed import add_up, gather
 from yolo_os.heads import PredictionLayer
 from yolo_os.linalg import Shrinkage, centred
-from yolo_os.statistics import Anchors, Gram, generator_for
+from yolo_os.statistics import Anchors, Gram, generator_for, sent_to
 
 # Anchor points per image and level whose curvature is used: at most so many, and at most this share of them. Few of
 # them hold an object, and the draw prefers those (docs/method.md).
@@ -101,12 +101,12 @@ class CurvatureGram:
         images, _, points = features.shape
         self.seen += images * points
         generator = generator_for(torch.device("cpu"), self._seed, self.layer.name, anchors.batch)
-        some = torch.randperm(points, generator=generator)[:UNIFORM].to(features.device)
+        some = sent_to(torch.randperm(points, generator=generator)[:UNIFORM], features.device)
         self.all.add(features[:, :, some], outputs[:, :, some], anchors)
         presence, total = self._presence(outputs, anchors)
         rows_wanted = images * min(ROWS, max(4, round(ROWS_SHARE * points)))
         chance = _chances(self._share(outputs, anchors, presence).flatten(), rows_wanted)
-        drawn = (torch.rand(len(chance), generator=generator).to(chance.device) < chance).nonzero()[:, 0]
+        drawn = (sent_to(torch.rand(len(chance), generator=generator), chance.device) < chance).nonzero()[:, 0]
         image, point = torch.div(drawn, points, rounding_mode="floor"), drawn % points
         rows = features[image, :, point].float()
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)  # (k, m + 1)

@@ -10,10 +10,8 @@ from typing import Any
 from yolo_os.comparison.arms import RESERVED, Arm, read_arms
 from yolo_os.comparison.plan import MARGIN, REPORT, TESTS, WHOLE, Config
 from yolo_os.errors import UserError
-from yolo_os.files import as_path, check_outputs, is_dir, is_file, write_json
-from yolo_os.modes.toward import TOWARD_KEYS
+from yolo_os.files import as_path, check_outputs, is_dir, write_json
 from yolo_os.plain_yaml import read_yaml
-from yolo_os.recipe import ShiftRecipe
 from yolo_os.resources import resource
 from yolo_os.settings import Key, join_spaced, listed, parse_pairs
 
@@ -193,7 +191,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
     return Config(
         model=_found(options["model"]),
         data=data,
-        arms=tuple(_checked(_with_model_found(arm)) for arm in read_arms(options["arms"])),
+        arms=tuple(_with_model_found(arm) for arm in read_arms(options["arms"])),
         seeds=tuple(seeds),
         fractions=_fractions(options["fraction"]),
         train=dict(options["train"]),
@@ -222,36 +220,6 @@ def _with_model_found(arm: Arm) -> Arm:
     if "model" not in arm.train:
         return arm
     return replace(arm, train={**arm.train, "model": _found(str(arm.train["model"]))})
-
-
-def _checked(arm: Arm) -> Arm:
-    """An arm as it is; of a shift, its values are looked at before anything is trained.
-
-    Raises:
-        UserError: for a bad value, or a file that is not there.
-    """
-    settings = dict(arm.shift)
-    try:
-        for key in TOWARD_KEYS:
-            if key.name in settings:
-                key.check(settings[key.name])
-        toward = settings.pop("toward", None)
-        if not toward:
-            if arm.after:
-                (ShiftRecipe.given(settings.pop("recipe", None)) or ShiftRecipe()).replace(**settings)
-            return arm
-        from yolo_os.integration.data import describe
-        from yolo_os.toward import check_shares
-
-        if "shares" in settings:
-            check_shares(settings["shares"])
-        if toward is not True and not is_file(as_path(toward)):
-            raise UserError(f"toward={toward}: no such file")
-        for data in listed(settings.get("retain")):
-            describe(data, "val", None)
-    except UserError as error:
-        raise UserError(f"arm {arm.name}: {error}") from None
-    return arm
 
 
 def _check_json(json: str | None, folder: Path, inputs: Mapping[str, Any]) -> None:

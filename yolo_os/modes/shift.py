@@ -12,8 +12,8 @@ from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import RUN_KEYS, run_folder
 from yolo_os.modes.common import DATA_KEYS, MODEL_KEYS, checkpoint_paths
-from yolo_os.modes.toward import TOWARD_KEYS, is_toward, shift_toward_checkpoint
-from yolo_os.recipe import ShiftRecipe, recipe_keys, warn_unused, with_implied_method
+from yolo_os.modes.toward import is_toward, shift_toward_checkpoint
+from yolo_os.recipe import TOWARD_KEYS, ShiftRecipe, recipe_keys, warn_unused, with_implied_method
 from yolo_os.settings import Key
 
 if TYPE_CHECKING:

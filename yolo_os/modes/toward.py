@@ -10,45 +10,10 @@ from yolo_os._version import __version__
 from yolo_os.errors import UserError
 from yolo_os.files import check_outputs, run_folder
 from yolo_os.modes.common import checkpoint_paths
-from yolo_os.settings import Key, listed
+from yolo_os.settings import listed
 
 if TYPE_CHECKING:
     from yolo_os.toward_report import TowardReport
-
-# What `yolo-os shift` takes besides its other keys.
-TOWARD_KEYS = (
-    Key(
-        "toward",
-        (str, bool, type(None)),
-        None,
-        "move all layers towards this checkpoint, which the training started from; True: the one its record names",
-    ),
-    Key(
-        "retain",
-        (str, list, type(None)),
-        None,
-        "with toward: data that must not get worse, judged on its val split; several with commas",
-    ),
-    Key(
-        "retain_drop",
-        (float, type(None)),
-        None,
-        "with toward: most mAP that may be lost on retained data; None: the new data alone decide",
-        minimum=0,
-    ),
-    Key(
-        "shares",
-        (list, float, str, type(None)),
-        None,
-        "with toward: what may be left of the way from there, to be judged; None: 0.9, 0.8, 0.6, 0.5, 0.4, 0.2",
-    ),
-    Key(
-        "statistics",
-        (bool, type(None)),
-        None,
-        "with toward: BatchNorm statistics move too (True) or stay as trained (False); None: both are judged",
-    ),
-)
 
 
 def is_toward(options: dict[str, Any]) -> bool:
@@ -70,7 +35,7 @@ def shift_toward_checkpoint(options: dict[str, Any]) -> tuple[TowardReport, Path
     """Move a checkpoint, write it and its report; the report and the path of the new checkpoint.
 
     Args:
-        options: those of `yolo-os shift`, with TOWARD_KEYS.
+        options: those of `yolo-os shift`, with `recipe.TOWARD_KEYS`.
 
     Raises:
         UserError: for bad input, before anything is written.
