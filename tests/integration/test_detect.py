@@ -9,6 +9,7 @@ import pytest
 import torch
 from builders import digits_subset, labelled_batch, small_model
 
+from yolo_os.errors import UserError
 from yolo_os.evaluation.detections import evaluate_boxes
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.detect import Validation, _Kept, detect
@@ -104,3 +105,8 @@ def test_batches_that_do_not_fit_are_read_again(model, data, monkeypatch):
     first, again = validation.run(copy.deepcopy(model)), validation.run(model)
     assert validation._batches._batches is None
     assert all(np.array_equal(again.boxes[file], boxes) for file, boxes in first.boxes.items())
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_data(model, data):
+    with pytest.raises(UserError, match=r"^device=cuda:99: "):
+        Validation(data, model, split="val", imgsz=64, device="cuda:99")

@@ -27,7 +27,7 @@ from yolo_os.heads import find_head
 from yolo_os.integration.checkpoint import load_checkpoint
 from yolo_os.integration.data import check_channels, class_names_of, describe, task_of
 from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import as_one_process, quiet, unhurried
+from yolo_os.integration.runtime import as_one_process, choose_device, quiet, unhurried
 from yolo_os.integration.users_paths import in_users_paths
 from yolo_os.loss import LossMean, training_loss
 from yolo_os.terminal import shown
@@ -120,6 +120,8 @@ class Validation:
         if task not in _VALIDATORS:
             remedy = f": yolo-os val task={task} judges what it gives" if task == "obb" else ""
             raise UserError(f"a model of the task '{task}' gives no upright boxes, which VOC mAP is of{remedy}")
+        if isinstance(device, str):
+            choose_device(device)  # else a bad name is found while the data are read, and taken for their fault
         self.data = data if called is None else called
         self.described = describe(data, split, class_names_of(model), called)
         check_channels(model, self.data, self.described)
