@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolo_os.evaluation.bootstrap import bootstrap
-from yolo_os.evaluation.intervals import Difference
+from yolo_os.evaluation.intervals import Difference, Interval
 from yolo_os.evaluation.matching import Matches
 from yolo_os.evaluation.voc import RECALL_POINTS, VOCResult, average_precisions
 
@@ -131,12 +131,16 @@ def study(kind: Population, sets: int, images: int, replicates: int, seed: int =
         gain = bootstrap(first, second, replicates=replicates, seed=number)
         held["single"].append(_holds([*bars.ap, bars.map, bars.map07], true))
         held["difference"].append(_holds([*gain.ap, gain.map, gain.map07], other - true))
-        ps = [each.p for each in (*gain.ap, gain.map, gain.map07) if isinstance(each, Difference)]
-        held["error"].append([np.nan if np.isnan(p) else p <= 0.05 for p in ps])
+        held["error"].append([_rejects(each) for each in (*gain.ap, gain.map, gain.map07)])
     shares = {name: np.nanmean(rows, axis=0) for name, rows in held.items()}
     if kind.equal != "classes":
         shares["error"][np.arange(CLASSES + 2) != (CLASSES if kind.equal == "mean" else -1)] = np.nan
     return shares
+
+
+def _rejects(gain: Interval) -> float:
+    assert isinstance(gain, Difference)
+    return np.nan if np.isnan(gain.p) else gain.p <= 0.05
 
 
 def _holds(intervals, true):

@@ -65,7 +65,7 @@ class Key:
             )
         if isinstance(value, bool) and bool not in self.types and str not in self.types:
             raise UserError(f"{self.name}={value}: takes {self._wanted()}")
-        if self.minimum is not None and isinstance(value, int | float) and value < self.minimum:
+        if self.minimum is not None and isinstance(value, int | float) and not value >= self.minimum:
             raise UserError(f"{self.name}={value}: takes {self._wanted()} from {self.minimum:g}")
         if isinstance(value, self.types):
             return value

@@ -103,8 +103,8 @@ def generator_for(device: torch.device, *key: object) -> torch.Generator:
 
 
 def sent_to(drawn: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, on another device, which the CPU does not wait for."""
-    return drawn.to(device, non_blocking=device.type == "cuda")
+    """What was drawn on the CPU, on another device; the CPU does not wait until a GPU comes to that."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 class RowSample:

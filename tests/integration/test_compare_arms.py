@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -87,24 +88,44 @@ def test_the_control_is_disturbed_a_little_and_late(tmp_path):
         assert 0.5e-4 < change < 2e-4
 
 
-def test_a_pull_is_l2sp(tmp_path):
-    """A step of SGD on the loss plus strength / 2 times the squared distance to the start, in closed form."""
+@pytest.mark.parametrize("kind", ["same classes", "other classes", "new head"])
+def test_a_pull_is_l2sp(kind, tmp_path):
+    """In closed form: w - lr g, then lr times the strength of the distance to the start less, so decoupled."""
     model = small_model()
-    start = {name: weight.detach() + 1.0 for name, weight in model.named_parameters()}
-    start["model.0.conv.weight"] = torch.zeros(1)  # that of another architecture
+    start, last = copy.deepcopy(model), f"model.{len(model.model) - 1}."
+    with torch.no_grad():
+        for weight in start.parameters():
+            weight.add_(1.0)
+    if kind == "other classes":
+        start.names = {index: f"other {name}" for index, name in model.names.items()}
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer = trainer_of(model, tmp_path)
     trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Pull(3.0, start, modules=4).on_train_start(trainer)
+    trainer.optimizer.param_groups[0]["initial_lr"] = 0.05  # of a warm-up, in which biases have a larger one
+    Pull(4.0, start, new_head=kind == "new head").on_train_start(trainer)
     for weight in model.parameters():
-        weight.grad = torch.zeros_like(weight)
+        weight.grad = torch.full_like(weight, 2.0)
     trainer.optimizer.step()
-    moved = {name: weight.detach() - before[name] for name, weight in model.named_parameters()}
-    pulled = {name for name in before if int(name.split(".")[1]) < 4} - {"model.0.conv.weight"}
-    assert pulled
-    for name, change in moved.items():
-        wanted = 0.3 if name in pulled else 0.0
-        torch.testing.assert_close(change, torch.full_like(change, wanted), msg=lambda said, name=name: name + said)
+    for name, weight in model.named_parameters():
+        wanted = before[name] - 0.1 * 2.0
+        if kind == "same classes" or not name.startswith(last):
+            wanted += 0.05 * 4.0 * (before[name] + 1.0 - wanted)
+        torch.testing.assert_close(weight.detach(), wanted, msg=lambda said, name=name: f"{name}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"model": "yolo11n.yaml"}, "arm b: pull= is towards a checkpoint's weights, and model=yolo11n.yaml is none"),
+        ({"pretrained": False}, "arm b: pull= is towards the weights of model=, and with pretrained=False"),
+        ({"pretrained": "other.pt"}, "and with pretrained=other.pt the training does not start from these"),
+        ({"distill_model": "t.pt"}, "pull= and distill_model= do not go together"),
+    ],
+)
+def test_a_pull_towards_nothing_is_refused(arm, said):
+    arms = read_arms(["stock", {"name": "b", "pull": 3, **arm}])
+    with pytest.raises(UserError, match=re.escape(said)):
+        settings_for(arms[1], Config("m.pt", ("a.yaml",), arms, (0,)), 11)
 
 
 def test_shifts_of_arms():

@@ -34,10 +34,11 @@ def test_a_run_of_several_at_a_time_keeps_to_its_share_of_the_cores(threads, mon
         left = ()
 
     monkeypatch.setattr(engine, "start", start)
-    monkeypatch.setattr(engine.os, "cpu_count", lambda: 6)
-    for workers in (1, 2, 9):
-        list(engine.processes([AJob()], workers, lambda job: None))
-    assert begun == [{}, {engine.THREADS: "3"}, {engine.THREADS: "1"}]
+    monkeypatch.setattr(engine, "_cores", lambda: 6)
+    for jobs, workers in ((1, 1), (2, 2), (9, 9), (1, 4)):
+        list(engine.processes([AJob()] * jobs, workers, lambda job: None))
+    shares = [{}, *[{engine.THREADS: "3"}] * 2, *[{engine.THREADS: "1"}] * 9, {}]
+    assert begun == shares
 
     choose_device("cpu")
     assert torch.get_num_threads() == 8  # what Ultralytics does by itself, whatever OMP_NUM_THREADS says

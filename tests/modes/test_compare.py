@@ -19,9 +19,12 @@ from conftest import ROOT
 
 from yolo_os import UserError
 from yolo_os.cli import main
+from yolo_os.comparison.arms import Arm
+from yolo_os.comparison.plan import Config
 from yolo_os.heads import find_head
 from yolo_os.integration import compare_run
 from yolo_os.integration.checkpoint import load_checkpoint
+from yolo_os.integration.compare import compare, dry_run
 from yolo_os.integration.detect import Validation
 from yolo_os.modes.compare import config_of, parse
 from yolo_os.training.log import epochs_in
@@ -116,16 +119,14 @@ def test_a_comparison_from_end_to_end(detector, few, in_tmp, capsys, opened):
     assert main(["compare", f"folder={folder}", "replicates=40", "json=again.json"]) == 0
     assert figures(in_tmp / "again.json") == found
     with pytest.raises(UserError, match="made with other settings"):
-        from yolo_os.integration.compare import compare
-
         compare(config_of(parse([*command[1:], "lr0=0.5"])), folder, workers=0)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")} == made
 
 
-@pytest.mark.parametrize(("modules", "new_head"), [(3, False), (None, True)])
-def test_a_pull_without_end_holds_what_the_start_has(modules, new_head, detector, few, in_tmp):
-    arms = ["stock", {"name": "held", "pull": 1e9, "pull_modules": modules}]
-    config = {"model": str(detector), "data": str(few), "arms": arms, "new_head": new_head}
+def test_a_pull_without_end_holds_all_but_a_new_head(detector, few, in_tmp, capsys):
+    """All but the head stays where it began; what another strength made is not taken for this one's."""
+    arms = ["stock", {"name": "held", "pull": 1e9}]
+    config = {"model": str(detector), "data": str(few), "arms": arms, "new_head": True}
     (in_tmp / "c.yaml").write_text(yaml.safe_dump(config))
     command = ["compare", "config=c.yaml", *TINY, "epochs=1", "seeds=1", "workers=0", "project=p", "replicates=20"]
     assert main(command) == 0
@@ -135,9 +136,11 @@ def test_a_pull_without_end_holds_what_the_start_has(modules, new_head, detector
         made = load_checkpoint(in_tmp / "p" / "exp" / "runs" / "few" / f"{arm}-0" / "weights" / "best.pt").model.half()
         changed = [name for name, weight in made.named_parameters() if not torch.equal(weight, start[name])]
         moved[arm] = {int(name.split(".")[1]) for name in changed}
-    free = range(3 if modules else len(made.model) - 1, len(made.model))
-    assert moved["held"] == {each for each in moved["stock"] if each in free}
-    assert moved["stock"] - moved["held"]
+    assert moved["held"] == {len(made.model) - 1}
+    assert len(moved["stock"]) > 1
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({**config, "arms": ["stock", {"name": "held", "pull": 3}]}))
+    assert main(command) == 2
+    assert "made with other settings (pull: 1000000000.0, now 3)" in capsys.readouterr().err
 
 
 def test_what_was_killed_goes_on(detector, few, in_tmp):
@@ -225,6 +228,71 @@ def test_names_on_the_line_are_arms_of_the_file_first(in_tmp):
     ]
     with pytest.raises(UserError, match="after=freeze is no arm before it"):
         chosen("stock,back")
+    with pytest.raises(UserError, match=r"none of the arms stock, .*, back"):
+        chosen("stock,nothing")
+
+
+def test_what_the_line_does_not_name_need_not_be_right(in_tmp):
+    arms = [{"name": "bad", "after": "x"}, {"name": "mild", "like": "base", "lr0": 0.1}, {"name": "base", "freeze": 2}]
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": "m.pt", "data": "d", "arms": arms}))
+    (in_tmp / "m.pt").touch()
+    _, mild = config_of(parse(["config=c.yaml", "arms=stock,mild"])).arms
+    assert mild.train == {"lr0": 0.1, "freeze": 2}
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": "m.pt", "data": "d", "arms": [{"name": "a", "like": "a"}]}))
+    with pytest.raises(UserError, match="like=a is no arm before it"):
+        config_of(parse(["config=c.yaml", "arms=stock,a"]))
+
+
+def test_a_comparison_is_printed_again_without_what_it_was_made_of(detector, few, in_tmp, capsys):
+    (in_tmp / "mine.yaml").write_text("keep: 0.7\n")
+    arms = ["stock", {"name": "half", "after": "stock", "recipe": "mine.yaml"}]
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": str(detector), "data": str(few), "arms": arms}))
+    command = ["compare", "config=c.yaml", *TINY, "epochs=1", "seeds=1", "workers=0", "project=p", "replicates=20"]
+    assert main([*command, "json=j.json"]) == 0
+    (in_tmp / "mine.yaml").unlink()
+    assert main(["compare", "folder=p/exp", "replicates=20", "json=again.json"]) == 0
+    assert figures(in_tmp / "again.json") == figures(in_tmp / "j.json")
+    capsys.readouterr()
+    assert main([*command, "name=new"]) == 2
+    assert "arm half: cannot read the recipe mine.yaml" in capsys.readouterr().err
+    assert not (in_tmp / "p" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        (Arm("b", after="stock", shift={"recipe": "bad"}), "arm b: recipe=bad: no such file"),
+        (Arm("b", after="stock", shift={"keep": 2}), "arm b: keep=2"),
+        (Arm("b", after="stock", shift={"toward": True, "statistics": 7}), "arm b: statistics=7"),
+        (Arm("b", after="stock", shift={"toward": True, "shares": [2]}), "arm b: shares=2"),
+        (Arm("b", after="stock", shift={"toward": True, "retain": [1]}), "arm b: .*1"),
+        (Arm("b", after="nope", shift={"keep": 0.5}), "arm b: after=nope"),
+        (Arm("b", pull=float("nan")), "arm b: pull=nan"),
+        (Arm("b", train={"no_such_key": 1}), "arm b: .*no_such_key"),
+    ],
+)
+def test_arms_from_python_are_looked_at_before_anything_is_written(detector, few, in_tmp, arm, said):
+    config = Config(str(detector), (str(few),), (Arm("stock"), arm), (0,), train={"epochs": 1, "imgsz": 64})
+    with pytest.raises(UserError, match=said):
+        compare(config, in_tmp / "p" / "x")
+    assert not (in_tmp / "p").exists()
+    with pytest.raises(UserError, match=said):
+        dry_run(config, in_tmp / "p" / "x")
+
+
+def test_a_setting_that_came_later_throws_no_run_away(detector, few, in_tmp):
+    """A run that was interrupted before there was `pull` goes on."""
+    command = words(detector, few, "arms=stock,sos", "seeds=1", "project=p", "replicates=20", "epochs=1", "workers=0")
+    assert main(command) == 0
+    folder = in_tmp / "p" / "exp" / "runs" / "few" / "stock-0"
+    spec = json.loads((folder / "run.json").read_text())
+    del spec["settings"]["pull"]
+    (folder / "run.json").write_text(json.dumps(spec))
+    (folder / "result.json").unlink()
+    best = (folder / "weights" / "best.pt").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (folder / "result.json").is_file()
+    assert (folder / "weights" / "best.pt").stat().st_mtime_ns == best
 
 
 @pytest.mark.parametrize(

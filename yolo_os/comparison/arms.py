@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_os.errors import UserError
-from yolo_os.recipe import TOWARD_KEYS, ShiftRecipe, recipe_keys
+from yolo_os.recipe import TOWARD_KEYS, recipe_keys
 from yolo_os.settings import listed, parse_value, reject_unknown
 
 PREFIX = "os."
 # What an arm may not set: rows of the table are by data, and runs are kept, seeded and resumed by the comparison.
 RESERVED = ("data", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "save", "val", "cfg")
 BACKBONE = "backbone"  # a value of `freeze`: as many modules as the model's backbone has
-_OWN = ("jitter", "pull", "pull_modules", "like", "after", "name")
-_NUMBERS = ("jitter", "pull", "pull_modules")  # each above 0
+_NUMBERS = ("jitter", "pull")  # each above 0
+_OWN = (*_NUMBERS, "like", "after", "name")
 _SHIFT = ("recipe", *(key.name for key in TOWARD_KEYS))
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}")
 _FACTOR = re.compile(r"x(\d+(\.\d+)?)")
@@ -49,7 +49,6 @@ class Arm:
         os: keys of `yolo-os train` without their prefix, `os` itself among them; none: no shifts.
         jitter: size of the noise that the prediction layers are multiplied with, for a control.
         pull: how strongly weights are pulled to where they began, as L2-SP does.
-        pull_modules: of how many of the first modules, as `freeze` counts them; None: of all.
         after: the arm whose checkpoints a shift starts from; None: an arm that is trained.
         shift: settings of that shift, as `yolo-os shift` takes them.
     """
@@ -59,7 +58,6 @@ class Arm:
     os: dict[str, Any] = field(default_factory=dict)
     jitter: float | None = None
     pull: float | None = None
-    pull_modules: int | None = None
     after: str | None = None
     shift: dict[str, Any] = field(default_factory=dict)
 
@@ -105,7 +103,7 @@ def factor_of(value: Any) -> float | None:
     return float(match[1]) if match else None
 
 
-def read_arms(given: Any, described: Iterable[Arm] = ()) -> tuple[Arm, ...]:
+def read_arms(given: Any, described: Any = ()) -> tuple[Arm, ...]:
     """Arms from what a user gives: names of ready arms with commas, or a list or mapping of a YAML file.
 
     A list holds names of ready arms and mappings with a `name`; a mapping has the names as its keys. A setting `like`
@@ -113,21 +111,19 @@ def read_arms(given: Any, described: Iterable[Arm] = ()) -> tuple[Arm, ...]:
 
     Args:
         given: the arms.
-        described: arms that a name alone may mean too, before the ready ones.
+        described: arms, given likewise, that a name alone may mean too; these come before the ready ones.
 
     Raises:
         UserError: for an unknown name or setting, a name given twice, or an `after` that names no arm before it.
     """
-    known = {arm.name: arm for arm in described}
+    known = {**READY, **{name: settings for name, settings in _entries(described) if settings}}
     made: dict[str, Arm] = {}
     for name, settings in _entries(given):
         if not _NAME.fullmatch(name):
             raise UserError(f"arm '{name}': a name has letters, digits and . _ + - only, and at most 60")
         if name in made:
             raise UserError(f"arm {name} is given twice")
-        if name in known and not settings:
-            settings = {key: value for key, value in known[name].to_dict().items() if key != "name"}
-        made[name] = _arm(name, settings, made)
+        made[name] = _arm(name, settings, made, known)
     if len(made) < 2:
         raise UserError(f"arms={given}: takes at least two, the first of which the others are compared with")
     first = next(iter(made.values()))
@@ -157,31 +153,29 @@ def _mapping(name: Any, settings: Any) -> dict[str, Any]:
     return dict(settings or {})
 
 
-def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm]) -> Arm:
+def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm], known: Mapping[str, Mapping[str, Any]]) -> Arm:
     if not settings:
-        if name not in READY:
-            raise UserError(f"arm {name}: has no settings and is none of the ready arms {', '.join(READY)}")
-        settings = READY[name]
-    like = settings.get("like")
-    if like is not None:
+        if name not in known:
+            raise UserError(f"arm {name}: has no settings and is none of the arms {', '.join(known)}")
+        settings = dict(known[name])
+    likes: list[str] = []  # a described arm may be like another one
+    while (like := settings.pop("like", None)) is not None:
         if like in before:
             base = {key: value for key, value in before[like].to_dict().items() if key != "name"}
-        elif like in READY:
-            base = READY[like]
+        elif like in known and like not in likes:
+            base = dict(known[like])
         else:
-            raise UserError(f"arm {name}: like={like} is no arm before it and no ready one ({', '.join(READY)})")
-        settings = {**base, **{key: value for key, value in settings.items() if key != "like"}}
+            raise UserError(f"arm {name}: like={like} is no arm before it and none of {', '.join(known)}")
+        likes.append(like)
+        settings = {**base, **settings}
     settings = {key: parse_value(value) if isinstance(value, str) else value for key, value in settings.items()}
     after = settings.pop("after", None)
     if after is not None:
         return _post_shift(name, str(after), settings, before)
     numbers = {key: value for key in _NUMBERS if (value := settings.pop(key, None)) is not None}
     for key, value in numbers.items():
-        kinds = int if key == "pull_modules" else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-            raise UserError(f"arm {name}: {key}={value} takes a {'whole ' if kinds is int else ''}number above 0")
-    if "pull_modules" in numbers and "pull" not in numbers:
-        raise UserError(f"arm {name}: pull_modules= says nothing without pull=")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise UserError(f"arm {name}: {key}={value} takes a number above 0")
     for key in settings:
         if key in RESERVED:
             raise UserError(f"arm {name}: {key}= is the same for all arms, or made by the comparison")
@@ -198,8 +192,6 @@ def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping
     try:
         reject_unknown(settings, [*_SHIFT, *(key.name for key in recipe_keys())])
         settings |= {key.name: key.check(settings[key.name]) for key in TOWARD_KEYS if key.name in settings}
-        recipe = {key: value for key, value in settings.items() if key not in _SHIFT}
-        (ShiftRecipe.given(settings.get("recipe")) or ShiftRecipe()).replace(**recipe)
     except UserError as error:
         raise UserError(f"arm {name}: {error}") from None
     step = [key for key in _SHIFT if key in settings and key not in ("recipe", "toward")]
@@ -210,6 +202,6 @@ def _post_shift(name: str, after: str, settings: dict[str, Any], before: Mapping
             raise UserError(f"arm {name}: {step[0]}= says nothing without toward=")
     elif shift:
         raise UserError(f"arm {name}: {shift[0]}= is for a shift of the prediction layers, not for one with toward=")
-    if isinstance(settings.get("retain"), str):
+    if settings.get("retain") is not None:
         settings["retain"] = listed(settings["retain"])
     return Arm(name, after=after, shift=settings)

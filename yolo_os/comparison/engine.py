@@ -1,7 +1,7 @@
 """Where the jobs of a comparison run: processes of this machine, or tasks of a Ray cluster.
 
-Either way a job is a command that works in the folders of its runs and leaves results or errors there, so a result is
-the same wherever it was made, and what was interrupted is gone on with by whoever comes next.
+Either way a job is a command that works in the folders of its runs and leaves results or errors there, so what was
+interrupted is gone on with by whoever comes next.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator
         workers: at a time.
         announce: is given each when it begins.
     """
-    variables = {} if workers == 1 else {THREADS: str((os.cpu_count() or 1) // workers or 1)}
+    at_a_time = min(workers, len(jobs))
+    variables = {} if at_a_time == 1 else {THREADS: str(_cores() // at_a_time or 1)}
     running: set[subprocess.Popen[bytes]] = set()
     lock, stopped = threading.Lock(), threading.Event()
 
@@ -83,6 +84,11 @@ def processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator
             with lock:
                 for process in running:
                     process.kill()
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(folders: Sequence[Path], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:

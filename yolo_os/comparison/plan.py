@@ -153,7 +153,7 @@ class Run:
         if result is None:
             return
         made = result.get("settings", {})
-        differ = [key for key in settings if plain(settings[key]) != made.get(key)]
+        differ = differing(settings, made)
         if differ:
             key = differ[0]
             raise UserError(
@@ -220,13 +220,17 @@ def settings_of(run: Run, config: Config, common: Mapping[str, Any], model_diges
         "os": run.arm.os,
         "jitter": run.arm.jitter,
         "pull": run.arm.pull,
-        "pull_modules": run.arm.pull_modules,
         "rate": run.arm.rate,
         "new_head": config.new_head,
         "after": run.arm.after,
         "shift": run.arm.shift,
     }
     return {key: plain(value) for key, value in settings.items()}
+
+
+def differing(settings: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """The settings that are not those that something was made with; one that came later was None."""
+    return [key for key in settings if plain(settings[key]) != made.get(key)]
 
 
 def plain(value: Any) -> Any:

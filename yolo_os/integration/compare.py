@@ -24,6 +24,7 @@ from yolo_os.comparison.plan import (
     Config,
     Job,
     Run,
+    differing,
     digest,
     duration,
     make_plan,
@@ -84,6 +85,7 @@ def compare(
     make_folder(folder)
     with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
         try:
+            config = Config.from_dict(config.to_dict())  # an `Arm` from Python is looked at as one from a file
             models = _starts(config)
             model = models[config.model]
             jobs, prepared = _planned(config, folder, models)
@@ -112,6 +114,7 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
     """
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as scratch, guarded():
+        config = Config.from_dict(config.to_dict())
         models = _starts(config)
         model = models[config.model]
         known = make_plan(config, folder)
@@ -161,7 +164,6 @@ def _planned(config: Config, folder: Path, models: Mapping[str, nn.Module]) -> t
             "os": run.arm.os,
             "jitter": run.arm.jitter,
             "pull": run.arm.pull,
-            "pull_modules": run.arm.pull_modules,
             "rate": run.arm.rate,
             "new_head": config.new_head,
             "after": str(run.after.folder) if run.after else None,
@@ -186,7 +188,7 @@ def _whole(name: str) -> str:
 def _write_spec(run: Run, spec: Mapping[str, Any]) -> None:
     """Leave a run's settings in its folder; what an unfinished one of other settings has left is removed."""
     file = run.folder / RUN
-    if not run.done and file.is_file() and read_yaml(file).get("settings") != spec["settings"]:
+    if not run.done and file.is_file() and differing(spec["settings"], read_yaml(file).get("settings") or {}):
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / FAILURE).unlink(missing_ok=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from ultralytics.cfg import check_dict_alignment, get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 
@@ -18,8 +18,9 @@ from yolo_os.files import as_path, is_file
 from yolo_os.heads import find_head, last_module, unwrap
 from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import load_checkpoint, write
-from yolo_os.integration.data import describe
+from yolo_os.integration.data import class_names_of, describe
 from yolo_os.integration.runtime import quiet
+from yolo_os.recipe import ShiftRecipe
 from yolo_os.toward import check_shares
 
 START = "start.pt"  # the weights that a training with a new head started from
@@ -49,34 +50,39 @@ class Jitter:
 class Pull:
     """L2-SP (arXiv 1802.01483): after every step, weights shrink towards where they began.
 
-    By the learning rate times a strength, as decoupled weight decay shrinks them towards 0. Weights that the start does
-    not have, those of a head for other classes, go free.
+    By the learning rate times a strength, as decoupled weight decay shrinks them towards 0, which goes on beside it.
+    What the start has not learned goes free: a head for other classes, or one that is drawn anew.
     """
 
-    def __init__(self, strength: float, start: Mapping[str, Tensor], modules: int | None = None) -> None:
+    def __init__(self, strength: float, start: nn.Module, new_head: bool = False) -> None:
         """Take the start.
 
         Args:
             strength: of the pull.
-            start: the weights that the training starts from, by name.
-            modules: how many of the first modules are pulled; None: all.
+            start: the model that the training starts from.
+            new_head: whether its head is drawn anew.
         """
-        self.strength, self.start, self.modules = strength, start, modules
+        self.strength, self.start, self.new_head = strength, start, new_head
 
     def on_train_start(self, trainer: Any) -> None:
         """Have the optimizer pull after each of its steps."""
-        began = {}
-        for name, weight in unwrap(trainer.model).named_parameters():
-            within = self.modules is None or int(name.split(".")[1]) < self.modules  # such as model.10.conv.weight
-            if within and name in self.start and self.start[name].shape == weight.shape:
-                began[id(weight)] = self.start[name].to(weight)
+        model, start = unwrap(trainer.model), dict(self.start.named_parameters())
+        free: set[int] = set()
+        if self.new_head or class_names_of(model) != class_names_of(self.start):
+            free = set(map(id, last_module(model).parameters()))
+        began = {
+            id(weight): start[name].detach().to(weight)
+            for name, weight in model.named_parameters()
+            if id(weight) not in free and name in start and start[name].shape == weight.shape
+        }
 
         def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             with torch.no_grad():
                 for group in optimizer.param_groups:
+                    rate = min(group["lr"], group.get("initial_lr", group["lr"]))  # warm-up has a larger one for biases
                     for weight in group["params"]:
                         if id(weight) in began:
-                            weight.sub_(min(group["lr"] * self.strength, 1.0) * (weight - began[id(weight)]))
+                            weight.sub_(min(rate * self.strength, 1.0) * (weight - began[id(weight)]))
 
         trainer.optimizer.register_step_post_hook(pull)
 
@@ -136,29 +142,33 @@ def attach(model: Any, arm: Mapping[str, Any], new_head: bool, seed: int) -> Non
     if arm["rate"] != 1:
         model.add_callback("on_pretrain_routine_end", ScaledRate(arm["rate"]).on_pretrain_routine_end)
     if arm["pull"]:
-        model.add_callback("on_train_start", _pull(arm, new_head).on_train_start)
+        start = load_checkpoint(arm["train"]["model"], arm["trust"]).model
+        model.add_callback("on_train_start", Pull(arm["pull"], start, new_head).on_train_start)
     if arm["jitter"]:
         model.add_callback("on_train_epoch_end", Jitter(arm["jitter"]).on_train_epoch_end)
 
 
-def _pull(arm: Mapping[str, Any], new_head: bool) -> Pull:
-    start = load_checkpoint(arm["train"]["model"], arm["trust"]).model
-    modules = arm["pull_modules"]
-    if new_head:
-        last = len(cast(Any, start).model) - 1
-        modules = min(last, modules or last)
-    return Pull(arm["pull"], dict(start.named_parameters()), modules)
+def recipe_of(shift: Mapping[str, Any]) -> ShiftRecipe:
+    """The recipe of a shift of the prediction layers after a training.
+
+    Raises:
+        UserError: for a recipe that can't be read, or a bad value.
+    """
+    base = ShiftRecipe.given(shift.get("recipe")) or ShiftRecipe()
+    return base.replace(**{key: value for key, value in shift.items() if key != "recipe"})
 
 
 def check_shift(arm: Arm) -> None:
-    """Look at what a shift after a training names, before anything is trained.
+    """Look at the values of a shift after a training, and at the files that it names, before anything is trained.
 
     Raises:
-        UserError: for a bad share, or a file that is not there.
+        UserError: for a bad value, or a file that is not there.
     """
     toward = arm.shift.get("toward")
     try:
-        if "shares" in arm.shift:
+        if arm.after and not toward:
+            recipe_of(arm.shift)
+        if arm.shift.get("shares") is not None:
             check_shares(arm.shift["shares"])
         if isinstance(toward, str) and not is_file(as_path(toward)):
             raise UserError(f"toward={toward}: no such file")
@@ -193,6 +203,13 @@ def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, An
         )
     if arm.pull and not str(made["model"]).endswith(".pt"):
         raise UserError(f"arm {arm.name}: pull= is towards a checkpoint's weights, and model={made['model']} is none")
+    if arm.pull and made.get("pretrained", True) is not True:
+        raise UserError(
+            f"arm {arm.name}: pull= is towards the weights of model=, and with pretrained={made['pretrained']} the "
+            "training does not start from these"
+        )
+    if (arm.pull or arm.jitter) and made.get("distill_model"):
+        raise UserError(f"arm {arm.name}: {'pull' if arm.pull else 'jitter'}= and distill_model= do not go together")
     for key in ("single_cls", "classes"):
         if made.get(key):
             raise UserError(f"arm {arm.name}: {key}={made[key]} changes what is evaluated: prepare the data instead")

@@ -32,7 +32,7 @@ from yolo_os.files import write_json
 from yolo_os.heads import find_head
 from yolo_os.integration.callback import callback_of
 from yolo_os.integration.checkpoint import Checkpoint, load_checkpoint, read_contents, save_shifted, shift_record
-from yolo_os.integration.compare_arms import START, attach
+from yolo_os.integration.compare_arms import START, attach, recipe_of
 from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import Boxes, Validation
 from yolo_os.integration.flatness import hessian_trace
@@ -40,7 +40,6 @@ from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import choose_device, limit_threads
 from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
 from yolo_os.integration.train import train
-from yolo_os.recipe import ShiftRecipe
 from yolo_os.shift import shift_batches_
 from yolo_os.training.log import epochs_in
 
@@ -139,13 +138,12 @@ def _shift(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(origin_folder / "weights" / "best.pt", spec["trust"])
     model = checkpoint.model.to(choose_device(_device(spec)))
     loading: dict[str, Any] = {"imgsz": checkpoint.imgsz, "batch": _batch(spec), "workers": _loaders(spec)}
-    settings = dict(spec["shift"])
-    toward = settings.pop("toward", None)
+    shift = spec["shift"]
+    toward = shift.get("toward")
     if toward:
         start = origin_folder / "weights" / START
         file = start if toward is True and start.is_file() else spec["train"]["model"] if toward is True else toward
-        keys = ("retain", "retain_drop", "shares", "statistics")
-        step = {key: settings[key] for key in keys if settings.get(key) is not None}
+        step = {key: value for key, value in shift.items() if key != "toward" and value is not None}
         origin = read_origin(str(file), {}, checkpoint.path, spec["trust"])
         moved = shift_toward_(
             model, origin, spec["data_yaml"], precision=checkpoint.precision, trust=spec["trust"], **step, **loading
@@ -153,8 +151,7 @@ def _shift(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         record, said = toward_record(checkpoint, moved, __version__), moved.verdict
         moved.save(folder / "report.json")
     else:
-        recipe = ShiftRecipe.given(settings.pop("recipe", None)) or ShiftRecipe()
-        recipe = recipe.replace(**settings)
+        recipe = recipe_of(shift)
         used, held_out = calibration_batches(model, spec["data_yaml"], recipe, **loading)
         report = shift_batches_(model, used, recipe, held_out=held_out, precision=checkpoint.precision)
         record, said = shift_record(checkpoint, model, recipe.to_dict(), __version__), report.verdict
@@ -254,7 +251,7 @@ def _end_with_the_input() -> None:
     """End this process when its standard input ends, which it does when the process that started it is gone."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not through sys.stdin, whose lock a thread must not hold when Python ends
             pass
         os._exit(3)
 

@@ -30,12 +30,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def limit_threads(count: int) -> None:
-    """Compute with so many threads on a CPU from now on.
+    """Compute with at most so many threads on a CPU from now on.
 
     Ultralytics takes up to 8 whenever it chooses the CPU, whatever OMP_NUM_THREADS says.
     """
-    torch.set_num_threads(count)
-    torch_utils.NUM_THREADS = count
+    torch.set_num_threads(min(count, torch.get_num_threads()))
+    torch_utils.NUM_THREADS = min(count, torch_utils.NUM_THREADS)
 
 
 def progress_bar(batches: Iterable[Any], title: str) -> Iterable[Any]:

@@ -119,7 +119,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         if name in known and name not in _RUN_ONLY and name not in typed:
             options[name] = value if name == "arms" else known[name].check(value)
     if "arms" in typed and from_file.get("arms") is not None:
-        options["arms"] = [arm.to_dict() for arm in read_arms(options["arms"], read_arms(from_file["arms"]))]
+        options["arms"] = [arm.to_dict() for arm in read_arms(options["arms"], from_file["arms"])]
     train = {name: value for name, value in from_file.items() if name not in own}
     if others:
         from yolo_os.integration.train import parse_stock
