@@ -280,6 +280,12 @@ def test_arms_from_python_are_looked_at_before_anything_is_written(detector, few
         dry_run(config, in_tmp / "p" / "x")
 
 
+def test_a_device_that_is_not_there_leaves_nothing(detector, few, in_tmp, capsys):
+    assert main([*words(detector, few, "arms=stock,sos", "project=p"), "device=cuda:99"]) == 2
+    assert capsys.readouterr().err.startswith("yolo-os: error: device=cuda:99: ")
+    assert not (in_tmp / "p").exists()
+
+
 def test_a_setting_that_came_later_throws_no_run_away(detector, few, in_tmp):
     """A run that was interrupted before there was `pull` goes on."""
     command = words(detector, few, "arms=stock,sos", "seeds=1", "project=p", "replicates=20", "epochs=1", "workers=0")

@@ -89,6 +89,7 @@ def compare(
             models = _starts(config)
             model = models[config.model]
             jobs, prepared = _planned(config, folder, models)
+            guess = None if _any_done(jobs) else _guess(config, model, list(prepared.values()))
         except UserError:
             if fresh:
                 shutil.rmtree(folder)
@@ -99,7 +100,7 @@ def compare(
         for warning in warnings:
             say(f"warning: {warning}")
         measured = recorded(folder, replicates)
-        clock = Clock(jobs, workers, None if _any_done(jobs) else _guess(config, model, list(prepared.values())))
+        clock = Clock(jobs, workers, guess)
         _make(jobs, measured, clock, ray, cpus, gpus, say)
         content = summarise(measured, margin)
         write_report(content, measured, folder)
@@ -161,13 +162,8 @@ def _planned(config: Config, folder: Path, models: Mapping[str, nn.Module]) -> t
             "fraction": run.fraction,
             "settings": settings,
             "train": {"plots": False, "verbose": False, "deterministic": True, **whole},
-            "os": run.arm.os,
-            "jitter": run.arm.jitter,
-            "pull": run.arm.pull,
-            "rate": run.arm.rate,
-            "new_head": config.new_head,
+            **{key: settings[key] for key in ("os", "jitter", "pull", "rate", "new_head", "shift")},
             "after": str(run.after.folder) if run.after else None,
-            "shift": run.arm.shift,
             "data_yaml": _whole(train_yaml(data, run.fraction, run.seed, task)),
             "test_yaml": _whole(data.test_yaml),
             "test_split": data.test_split,

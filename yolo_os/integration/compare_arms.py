@@ -135,17 +135,17 @@ def draw_head(model: nn.Module) -> None:
         head.bias_init()
 
 
-def attach(model: Any, arm: Mapping[str, Any], new_head: bool, seed: int) -> None:
-    """Have a `YOLO` call what an arm does besides its settings; before any shifts are attached to it."""
-    if new_head:
-        model.add_callback("on_pretrain_routine_end", NewHead(seed).on_pretrain_routine_end)
-    if arm["rate"] != 1:
-        model.add_callback("on_pretrain_routine_end", ScaledRate(arm["rate"]).on_pretrain_routine_end)
-    if arm["pull"]:
-        start = load_checkpoint(arm["train"]["model"], arm["trust"]).model
-        model.add_callback("on_train_start", Pull(arm["pull"], start, new_head).on_train_start)
-    if arm["jitter"]:
-        model.add_callback("on_train_epoch_end", Jitter(arm["jitter"]).on_train_epoch_end)
+def attach(model: Any, run: Mapping[str, Any]) -> None:
+    """Have a `YOLO` call what the arm of a run does besides its settings; before any shifts are attached to it."""
+    if run["new_head"]:
+        model.add_callback("on_pretrain_routine_end", NewHead(run["seed"]).on_pretrain_routine_end)
+    if run["rate"] != 1:
+        model.add_callback("on_pretrain_routine_end", ScaledRate(run["rate"]).on_pretrain_routine_end)
+    if run["pull"]:
+        start = load_checkpoint(run["train"]["model"], run["trust"]).model
+        model.add_callback("on_train_start", Pull(run["pull"], start, run["new_head"]).on_train_start)
+    if run["jitter"]:
+        model.add_callback("on_train_epoch_end", Jitter(run["jitter"]).on_train_epoch_end)
 
 
 def recipe_of(shift: Mapping[str, Any]) -> ShiftRecipe:

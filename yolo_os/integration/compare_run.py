@@ -92,7 +92,7 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             {key: value for key, value in given.items() if value is not None},
             sos,
             spec["trust"],
-            prepare=lambda model: attach(model, spec, spec["new_head"], spec["seed"]),
+            prepare=lambda model: attach(model, spec),
         )
         seconds = time.perf_counter() - started if state == "new" else None
     checkpoint = load_checkpoint(folder / "weights" / "best.pt", spec["trust"])
