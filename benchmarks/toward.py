@@ -160,6 +160,9 @@ def train(study, arm, seed, data, old, folder):
     """One training with stock Ultralytics into a folder, marked `done` at its end."""
     from ultralytics import YOLO
 
+    from yolo_os.integration.checkpoint import load_checkpoint
+    from yolo_os.integration.compare_arms import Pull
+
     shutil.rmtree(folder, ignore_errors=True)
     settings = dict(ARMS[arm])
     pull, mixed = settings.pop("l2sp", None), settings.pop("mix", False)
@@ -170,7 +173,7 @@ def train(study, arm, seed, data, old, folder):
         data.write_text(text)
     model = YOLO(study.weights)
     if pull:
-        model.add_callback("on_train_start", lambda trainer: pull_to_start(trainer, pull))
+        model.add_callback("on_train_start", Pull(pull, load_checkpoint(study.weights).model).on_train_start)
     model.train(
         data=str(data),
         imgsz=study.imgsz,
@@ -183,19 +186,6 @@ def train(study, arm, seed, data, old, folder):
         **settings,
     )
     (folder / "done").write_text("")
-
-
-def pull_to_start(trainer, strength):
-    """L2-SP: after every step, parameters shrink towards where they began by the learning rate times a strength."""
-    start = {id(each): each.detach().clone() for each in trainer.model.parameters()}
-
-    def pull(optimizer, *_):
-        with torch.no_grad():
-            for group in optimizer.param_groups:
-                for each in group["params"]:
-                    each.sub_(min(group["lr"] * strength, 1.0) * (each - start[id(each)]))
-
-    trainer.optimizer.register_step_post_hook(pull)
 
 
 class Judge:

@@ -35,7 +35,7 @@ def test_a_run_of_several_at_a_time_keeps_to_its_share_of_the_cores(threads, mon
 
     monkeypatch.setattr(engine, "start", start)
     monkeypatch.setattr(engine, "_cores", lambda: 6)
-    for jobs, workers in ((1, 1), (2, 2), (9, 9), (1, 4)):
+    for jobs, workers in ((1, 1), (2, 2), (9, 9), (1, 4), (0, 2)):
         list(engine.processes([AJob()] * jobs, workers, lambda job: None))
     shares = [{}, *[{engine.THREADS: "3"}] * 2, *[{engine.THREADS: "1"}] * 9, {}]
     assert begun == shares

@@ -238,7 +238,10 @@ def test_what_the_line_does_not_name_need_not_be_right(in_tmp):
     (in_tmp / "m.pt").touch()
     _, mild = config_of(parse(["config=c.yaml", "arms=stock,mild"])).arms
     assert mild.train == {"lr0": 0.1, "freeze": 2}
-    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": "m.pt", "data": "d", "arms": [{"name": "a", "like": "a"}]}))
+    arms = [{"name": "freeze", "like": "freeze", "lr0": 0.1}, {"name": "a", "like": "a"}]
+    (in_tmp / "c.yaml").write_text(yaml.safe_dump({"model": "m.pt", "data": "d", "arms": arms}))
+    _, own = config_of(parse(["config=c.yaml", "arms=stock,freeze"])).arms
+    assert own.train == {"freeze": "backbone", "lr0": 0.1}
     with pytest.raises(UserError, match="like=a is no arm before it"):
         config_of(parse(["config=c.yaml", "arms=stock,a"]))
 

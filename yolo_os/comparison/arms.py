@@ -158,12 +158,14 @@ def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm], known: 
         if name not in known:
             raise UserError(f"arm {name}: has no settings and is none of the arms {', '.join(known)}")
         settings = dict(known[name])
-    likes: list[str] = []  # a described arm may be like another one
+    likes = [name]  # a described arm may be like another one, or change the ready one of its name
     while (like := settings.pop("like", None)) is not None:
         if like in before:
             base = {key: value for key, value in before[like].to_dict().items() if key != "name"}
         elif like in known and like not in likes:
             base = dict(known[like])
+        elif like in READY:
+            base = dict(READY[like])
         else:
             raise UserError(f"arm {name}: like={like} is no arm before it and none of {', '.join(known)}")
         likes.append(like)

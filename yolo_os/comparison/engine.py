@@ -54,7 +54,7 @@ def processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator
         announce: is given each when it begins.
     """
     at_a_time = min(workers, len(jobs))
-    variables = {} if at_a_time == 1 else {THREADS: str(_cores() // at_a_time or 1)}
+    variables = {} if at_a_time <= 1 else {THREADS: str(_cores() // at_a_time or 1)}
     running: set[subprocess.Popen[bytes]] = set()
     lock, stopped = threading.Lock(), threading.Event()
 
