@@ -75,6 +75,18 @@ def test_what_is_refused(given, said):
         read_arms(given)
 
 
+def test_arms_are_called_what_they_are():
+    """Names that look like numbers, or like nothing, are names."""
+    _, half = read_arms([{"name": "1.50", "lr0": 1}, {"name": "half", "after": "1.50", "keep": 0.5}])
+    assert half.after == "1.50"
+    none, back = read_arms([{"name": "none", "lr0": 1}, {"name": "back", "after": "none", "keep": 0.5}])
+    assert (none.train, back.after) == ({"lr0": 1}, "none")
+    _, same = read_arms([{"name": "11", "lr0": 1}, {"name": "b", "like": 11}])
+    assert same.train == {"lr0": 1}
+    with pytest.raises(UserError, match="arm a is described twice"):
+        read_arms("stock,a", [{"name": "a", "lr0": 1}, {"name": "a", "lr0": 2}])
+
+
 def test_a_factor_of_no_number_is_refused():
     _, arm = read_arms(["stock", {"name": "b", "optimizer": "x2"}])
     with pytest.raises(UserError, match="is no number"):

@@ -88,7 +88,7 @@ def test_the_control_is_disturbed_a_little_and_late(tmp_path):
         assert 0.5e-4 < change < 2e-4
 
 
-@pytest.mark.parametrize("kind", ["same classes", "other classes", "new head"])
+@pytest.mark.parametrize("kind", ["same classes", "other spelling", "other classes", "new head"])
 def test_a_pull_is_l2sp(kind, tmp_path):
     """In closed form: w - lr g, then lr times the strength of the distance to the start less, so decoupled."""
     model = small_model()
@@ -96,8 +96,10 @@ def test_a_pull_is_l2sp(kind, tmp_path):
     with torch.no_grad():
         for weight in start.parameters():
             weight.add_(1.0)
-    if kind == "other classes":
-        start.names = {index: f"other {name}" for index, name in model.names.items()}
+    if kind.startswith("other"):
+        start.names = {
+            index: name.upper() if "spelling" in kind else f"no {name}" for index, name in model.names.items()
+        }
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer = trainer_of(model, tmp_path)
     trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -108,7 +110,7 @@ def test_a_pull_is_l2sp(kind, tmp_path):
     trainer.optimizer.step()
     for name, weight in model.named_parameters():
         wanted = before[name] - 0.1 * 2.0
-        if kind == "same classes" or not name.startswith(last):
+        if kind in ("same classes", "other spelling") or not name.startswith(last):
             wanted += 0.05 * 4.0 * (before[name] + 1.0 - wanted)
         torch.testing.assert_close(weight.detach(), wanted, msg=lambda said, name=name: f"{name}: {said}")
 

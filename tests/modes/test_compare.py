@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -268,10 +270,12 @@ def test_a_comparison_is_printed_again_without_what_it_was_made_of(detector, few
         (Arm("b", after="stock", shift={"keep": 2}), "arm b: keep=2"),
         (Arm("b", after="stock", shift={"toward": True, "statistics": 7}), "arm b: statistics=7"),
         (Arm("b", after="stock", shift={"toward": True, "shares": [2]}), "arm b: shares=2"),
-        (Arm("b", after="stock", shift={"toward": True, "retain": [1]}), "arm b: .*1"),
+        (Arm("b", after="stock", shift={"toward": True, "retain": [1]}), "arm b: data=1: '1' does not exist"),
         (Arm("b", after="nope", shift={"keep": 0.5}), "arm b: after=nope"),
         (Arm("b", pull=float("nan")), "arm b: pull=nan"),
         (Arm("b", train={"no_such_key": 1}), "arm b: .*no_such_key"),
+        (Arm("b", train={"freeze": np.int64(3)}), "a setting is neither text nor a plain number"),
+        (Arm("b", train={"model": Path("m.pt")}), "a setting is neither text nor a plain number"),
     ],
 )
 def test_arms_from_python_are_looked_at_before_anything_is_written(detector, few, in_tmp, arm, said):
@@ -283,15 +287,22 @@ def test_arms_from_python_are_looked_at_before_anything_is_written(detector, few
         dry_run(config, in_tmp / "p" / "x")
 
 
-def test_a_device_that_is_not_there_leaves_nothing(detector, few, in_tmp, capsys):
-    assert main([*words(detector, few, "arms=stock,sos", "project=p"), "device=cuda:99"]) == 2
-    assert capsys.readouterr().err.startswith("yolo-os: error: device=cuda:99: ")
+@pytest.mark.parametrize("device", ["cuda:99", "99", "98,99", "0"])
+def test_a_device_that_is_not_there_leaves_nothing(device, detector, few, in_tmp, capsys):
+    if device == "0" and torch.cuda.is_available():
+        pytest.skip("it is there")
+    assert main([*words(detector, few, "arms=stock,sos", "project=p"), f"device={device}"]) == 2
+    assert capsys.readouterr().err.startswith(f"yolo-os: error: device={device}: ")
+    config = Config(str(detector), (str(few),), (Arm("stock"), Arm("b", train={"device": device})), (0,))
+    with pytest.raises(UserError, match=f"^device={device}: "):
+        compare(config, in_tmp / "p" / "x")
     assert not (in_tmp / "p").exists()
 
 
 def test_a_setting_that_came_later_throws_no_run_away(detector, few, in_tmp):
     """A run that was interrupted before there was `pull` goes on."""
     command = words(detector, few, "arms=stock,sos", "seeds=1", "project=p", "replicates=20", "epochs=1", "workers=0")
+    command.append("weight_decay=0.00001")  # 1e-05 in JSON, which YAML takes for text
     assert main(command) == 0
     folder = in_tmp / "p" / "exp" / "runs" / "few" / "stock-0"
     spec = json.loads((folder / "run.json").read_text())

@@ -107,7 +107,7 @@ def read_arms(given: Any, described: Any = ()) -> tuple[Arm, ...]:
     """Arms from what a user gives: names of ready arms with commas, or a list or mapping of a YAML file.
 
     A list holds names of ready arms and mappings with a `name`; a mapping has the names as its keys. A setting `like`
-    names a ready arm, or one before it, whose settings the arm has too.
+    names an arm before it, one that is described, or a ready one, whose settings the arm has too.
 
     Args:
         given: the arms.
@@ -116,13 +116,16 @@ def read_arms(given: Any, described: Any = ()) -> tuple[Arm, ...]:
     Raises:
         UserError: for an unknown name or setting, a name given twice, or an `after` that names no arm before it.
     """
-    known = {**READY, **{name: settings for name, settings in _entries(described) if settings}}
+    own = [(name, settings) for name, settings in _entries(described) if settings]
+    known, names = {**READY, **dict(own)}, [name for name, _ in own]
     made: dict[str, Arm] = {}
     for name, settings in _entries(given):
         if not _NAME.fullmatch(name):
             raise UserError(f"arm '{name}': a name has letters, digits and . _ + - only, and at most 60")
         if name in made:
             raise UserError(f"arm {name} is given twice")
+        if names.count(name) > 1 and not settings:
+            raise UserError(f"arm {name} is described twice")
         made[name] = _arm(name, settings, made, known)
     if len(made) < 2:
         raise UserError(f"arms={given}: takes at least two, the first of which the others are compared with")
@@ -160,6 +163,7 @@ def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm], known: 
         settings = dict(known[name])
     likes = [name]  # a described arm may be like another one, or change the ready one of its name
     while (like := settings.pop("like", None)) is not None:
+        like = str(like)
         if like in before:
             base = {key: value for key, value in before[like].to_dict().items() if key != "name"}
         elif like in known and like not in likes:
@@ -170,8 +174,8 @@ def _arm(name: str, settings: dict[str, Any], before: Mapping[str, Arm], known: 
             raise UserError(f"arm {name}: like={like} is no arm before it and none of {', '.join(known)}")
         likes.append(like)
         settings = {**base, **settings}
-    settings = {key: parse_value(value) if isinstance(value, str) else value for key, value in settings.items()}
     after = settings.pop("after", None)
+    settings = {key: parse_value(value) if isinstance(value, str) else value for key, value in settings.items()}
     if after is not None:
         return _post_shift(name, str(after), settings, before)
     numbers = {key: value for key in _NUMBERS if (value := settings.pop(key, None)) is not None}

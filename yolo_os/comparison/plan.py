@@ -72,6 +72,19 @@ class Config:
 
         write_text(folder / CONFIG, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
+    def read_back(self) -> Config:
+        """What it would be read as from its file, so that what is made in Python is looked at as what a file says.
+
+        Raises:
+            UserError: for an arm that is wrong, or a value that no file holds.
+        """
+        import yaml
+
+        try:
+            return Config.from_dict(yaml.safe_load(yaml.safe_dump(self.to_dict())))
+        except yaml.YAMLError as error:
+            raise UserError(f"a setting is neither text nor a plain number ({' '.join(str(error).split())})") from None
+
     @classmethod
     def load(cls, folder: Path) -> Config:
         """That of the comparison in a folder.
@@ -156,9 +169,10 @@ class Run:
         differ = differing(settings, made)
         if differ:
             key = differ[0]
+            was, now = made.get(key), settings.get(key)
             raise UserError(
-                f"{self.folder} was made with other settings ({key}: {made.get(key)}, now {settings[key]}): give this "
-                "comparison another name=, or remove that folder to make it again"
+                f"{self.folder} was made with other settings ({key}: {was}, now {now}): give this comparison another "
+                "name=, or remove that folder to make it again"
             )
 
 
@@ -229,8 +243,8 @@ def settings_of(run: Run, config: Config, common: Mapping[str, Any], model_diges
 
 
 def differing(settings: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """The settings that are not those that something was made with; one that came later was None."""
-    return [key for key in settings if plain(settings[key]) != made.get(key)]
+    """The settings that are not those that something was made with; one that is missing is None."""
+    return [key for key in {**settings, **made} if plain(settings.get(key)) != made.get(key)]
 
 
 def plain(value: Any) -> Any:

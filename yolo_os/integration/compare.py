@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
 import time
@@ -43,7 +44,6 @@ from yolo_os.integration.compare_run import run_job
 from yolo_os.integration.data import class_names_of, image_size, task_of
 from yolo_os.integration.guard import guarded
 from yolo_os.integration.runtime import choose_device
-from yolo_os.plain_yaml import read_yaml
 from yolo_os.plots.compare_page import write_report
 from yolo_os.shifter import check_finite
 from yolo_os.terminal import counted
@@ -85,7 +85,9 @@ def compare(
     make_folder(folder)
     with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
         try:
-            config = Config.from_dict(config.to_dict())  # an `Arm` from Python is looked at as one from a file
+            config = config.read_back()
+            if not ray:
+                _check_devices(config)
             models = _starts(config)
             model = models[config.model]
             jobs, prepared = _planned(config, folder, models)
@@ -115,7 +117,7 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
     """
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as scratch, guarded():
-        config = Config.from_dict(config.to_dict())
+        config = config.read_back()
         models = _starts(config)
         model = models[config.model]
         known = make_plan(config, folder)
@@ -184,7 +186,7 @@ def _whole(name: str) -> str:
 def _write_spec(run: Run, spec: Mapping[str, Any]) -> None:
     """Leave a run's settings in its folder; what an unfinished one of other settings has left is removed."""
     file = run.folder / RUN
-    if not run.done and file.is_file() and differing(spec["settings"], read_yaml(file).get("settings") or {}):
+    if not run.done and file.is_file() and differing(spec["settings"], _read_json(file).get("settings") or {}):
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / FAILURE).unlink(missing_ok=True)
@@ -305,12 +307,33 @@ def _any_done(jobs: Sequence[Job]) -> bool:
     return any(run.done for run in runs_of(jobs))
 
 
+def _check_devices(config: Config) -> None:
+    """Refuse devices that this machine does not have, before anything is written.
+
+    Raises:
+        UserError: naming one.
+    """
+    for arm in config.arms:
+        device = arm.train.get("device", config.train.get("device"))
+        if arm.after is None and device is not None:
+            choose_device(str(device).strip("[]() ").replace(" ", ""))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What a file holds; nothing where it is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _guess(config: Config, model: nn.Module, prepared: Sequence[Prepared]) -> float | None:
     """Seconds of a training of mean length, from one batch; None where the model does not run on one."""
     batch, epochs = config.train.get("batch", 16), config.train.get("epochs", 100)
     batch = batch if isinstance(batch, int) and batch > 0 else 16
-    device = choose_device(str(config.train.get("device") or "").split(",")[0])
     try:
+        device = choose_device(str(config.train.get("device") or "").strip("[]() ").split(",")[0])
         size = image_size(model, config.train.get("imgsz"))
         copied = copy.deepcopy(model).float().train().to(device)
         images = torch.rand(batch, 3, size, size, device=device)

@@ -14,6 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 from yolo_os.comparison.arms import BACKBONE, Arm
 from yolo_os.comparison.plan import Config
 from yolo_os.errors import UserError
+from yolo_os.evaluation.names import match_names
 from yolo_os.files import as_path, is_file
 from yolo_os.heads import find_head, last_module, unwrap
 from yolo_os.integration.callback import callback_of
@@ -68,7 +69,7 @@ class Pull:
         """Have the optimizer pull after each of its steps."""
         model, start = unwrap(trainer.model), dict(self.start.named_parameters())
         free: set[int] = set()
-        if self.new_head or class_names_of(model) != class_names_of(self.start):
+        if self.new_head or not _same_classes(class_names_of(model), class_names_of(self.start)):
             free = set(map(id, last_module(model).parameters()))
         began = {
             id(weight): start[name].detach().to(weight)
@@ -85,6 +86,12 @@ class Pull:
                             weight.sub_(min(rate * self.strength, 1.0) * (weight - began[id(weight)]))
 
         trainer.optimizer.register_step_post_hook(pull)
+
+
+def _same_classes(names: list[str], others: list[str]) -> bool:
+    """Whether these are the same classes in the same order, by COCO's or VOC's names."""
+    same = {number: number for number in range(len(names))}
+    return len(names) == len(others) and match_names(dict(enumerate(names)), others) == same
 
 
 class ScaledRate:
@@ -203,13 +210,14 @@ def settings_for(arm: Arm, config: Config, backbone: int | None) -> dict[str, An
         )
     if arm.pull and not str(made["model"]).endswith(".pt"):
         raise UserError(f"arm {arm.name}: pull= is towards a checkpoint's weights, and model={made['model']} is none")
-    if arm.pull and made.get("pretrained", True) is not True:
+    if arm.pull and made.get("pretrained") not in (None, True):
         raise UserError(
             f"arm {arm.name}: pull= is towards the weights of model=, and with pretrained={made['pretrained']} the "
             "training does not start from these"
         )
-    if (arm.pull or arm.jitter) and made.get("distill_model"):
-        raise UserError(f"arm {arm.name}: {'pull' if arm.pull else 'jitter'}= and distill_model= do not go together")
+    own = [key for key, given in (("pull", arm.pull), ("jitter", arm.jitter), ("new_head", config.new_head)) if given]
+    if own and made.get("distill_model"):
+        raise UserError(f"arm {arm.name}: {own[0]}= and distill_model= do not go together")
     for key in ("single_cls", "classes"):
         if made.get(key):
             raise UserError(f"arm {arm.name}: {key}={made[key]} changes what is evaluated: prepare the data instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -75,7 +76,7 @@ def prepare(config: Config, name: str, folder: Path, classes: list[str], task: s
     made_of = {"data": data, "test": config.test, "held_out": config.held_out}
     record = folder / DATA
     if record.is_file():
-        known = read_yaml(record)
+        known = json.loads(record.read_text(encoding="utf-8"))
         if known["made_of"] == plain(made_of) and Path(known["train_yaml"]).is_file():
             return Prepared(**{**known, "warnings": tuple(known["warnings"])})
     folder.mkdir(parents=True, exist_ok=True)
