@@ -92,6 +92,7 @@ def test_the_control_is_disturbed_a_little_and_late(tmp_path):
 def test_a_pull_is_l2sp(kind, tmp_path):
     """In closed form: w - lr g, then lr times the strength of the distance to the start less, so decoupled."""
     model = small_model()
+    model.names = {index: f"kind {index}" for index in range(len(model.names))}
     start, last = copy.deepcopy(model), f"model.{len(model.model) - 1}."
     with torch.no_grad():
         for weight in start.parameters():
