@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from yolo_os.comparison.resampling import METRICS, STEPS, Found, Replicates, Tru
 from yolo_os.comparison.statistics import Difference, defined, holm, mean_of, paired, verdict, word
 from yolo_os.evaluation.arrays import Floats
 from yolo_os.evaluation.intervals import Evidence
-from yolo_os.plain_yaml import read_yaml
 from yolo_os.terminal import counted
 
 MAIN = next(iter(METRICS))
@@ -49,7 +49,12 @@ class Measured:
     def warnings(self) -> list[str]:
         """What is to be said of the data."""
         files = [self._folder / "data" / data / DATA for data in self.config.names()]
-        return [str(each) for file in files if file.is_file() for each in read_yaml(file)["warnings"]]
+        return [
+            str(each)
+            for file in files
+            if file.is_file()
+            for each in json.loads(file.read_text(encoding="utf-8"))["warnings"]
+        ]
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """What a run came to."""

@@ -43,7 +43,7 @@ from yolo_os.integration.compare_data import Prepared, count_of, prepare, train_
 from yolo_os.integration.compare_run import run_job
 from yolo_os.integration.data import class_names_of, image_size, task_of
 from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import choose_device
+from yolo_os.integration.runtime import check_device, choose_device, device_name
 from yolo_os.plots.compare_page import write_report
 from yolo_os.shifter import check_finite
 from yolo_os.terminal import counted
@@ -85,7 +85,7 @@ def compare(
     make_folder(folder)
     with _alone_in(folder), guarded():  # once for all that is opened below, each with a guard of its own
         try:
-            config = config.read_back()
+            config = _looked_at(config)
             if not ray:
                 _check_devices(config)
             models = _starts(config)
@@ -117,7 +117,7 @@ def dry_run(config: Config, folder: Path, workers: int = 1, say: Say = print) ->
     """
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as scratch, guarded():
-        config = config.read_back()
+        config = _looked_at(config)
         models = _starts(config)
         model = models[config.model]
         known = make_plan(config, folder)
@@ -278,9 +278,7 @@ def _model_of(arm: Arm, config: Config) -> str:
 
 
 def _settings(config: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """By name of an arm that is trained, its keys of `yolo train`; what shifts name is looked at."""
-    for arm in config.arms:
-        check_shift(arm)
+    """By name of an arm that is trained, its keys of `yolo train`."""
     trained = [arm for arm in config.arms if arm.after is None]
     return {arm.name: settings_for(arm, config, _backbone(models[_model_of(arm, config)])) for arm in trained}
 
@@ -307,6 +305,18 @@ def _any_done(jobs: Sequence[Job]) -> bool:
     return any(run.done for run in runs_of(jobs))
 
 
+def _looked_at(config: Config) -> Config:
+    """The comparison as its file will say it, with what its shifts name.
+
+    Raises:
+        UserError: for an arm that is wrong, or a file that is not there.
+    """
+    config = config.read_back()
+    for arm in config.arms:
+        check_shift(arm)
+    return config
+
+
 def _check_devices(config: Config) -> None:
     """Refuse devices that this machine does not have, before anything is written.
 
@@ -314,9 +324,8 @@ def _check_devices(config: Config) -> None:
         UserError: naming one.
     """
     for arm in config.arms:
-        device = arm.train.get("device", config.train.get("device"))
-        if arm.after is None and device is not None:
-            choose_device(str(device).strip("[]() ").replace(" ", ""))
+        if arm.after is None:
+            check_device(arm.train.get("device", config.train.get("device")))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -333,7 +342,7 @@ def _guess(config: Config, model: nn.Module, prepared: Sequence[Prepared]) -> fl
     batch, epochs = config.train.get("batch", 16), config.train.get("epochs", 100)
     batch = batch if isinstance(batch, int) and batch > 0 else 16
     try:
-        device = choose_device(str(config.train.get("device") or "").strip("[]() ").split(",")[0])
+        device = choose_device(device_name(config.train.get("device")).split(",")[0])
         size = image_size(model, config.train.get("imgsz"))
         copied = copy.deepcopy(model).float().train().to(device)
         images = torch.rand(batch, 3, size, size, device=device)

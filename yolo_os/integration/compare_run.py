@@ -37,7 +37,7 @@ from yolo_os.integration.data import calibration_batches
 from yolo_os.integration.detect import Boxes, Validation
 from yolo_os.integration.flatness import hessian_trace
 from yolo_os.integration.guard import guarded
-from yolo_os.integration.runtime import choose_device, limit_threads
+from yolo_os.integration.runtime import choose_device, device_name, limit_threads
 from yolo_os.integration.toward import read_origin, shift_toward_, toward_record
 from yolo_os.integration.train import train
 from yolo_os.shift import shift_batches_
@@ -234,7 +234,7 @@ def _peak_memory(spec: dict[str, Any]) -> int | None:
 
 def _device(spec: dict[str, Any]) -> str:
     """The device of evaluations and shifts: the first of those that the training has."""
-    return str(spec["train"].get("device") or "").strip("[]() ").split(",")[0]
+    return device_name(spec["train"].get("device")).split(",")[0]
 
 
 def _batch(spec: dict[str, Any]) -> int:

@@ -29,6 +29,22 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_name(given: Any) -> str:
+    """A `device=` as `choose_device` takes it, such as `0,1` of `[0, 1]`; empty for None."""
+    return "" if given is None else str(given).strip("[]() ").replace(" ", "")
+
+
+def check_device(given: Any) -> None:
+    """Refuse a `device=` of a training that this machine does not have; -1, an idle GPU, is Ultralytics' to find.
+
+    Raises:
+        UserError: naming it.
+    """
+    name = device_name(given)
+    if name and "-1" not in name:
+        choose_device(name)
+
+
 def limit_threads(count: int) -> None:
     """Compute with at most so many threads on a CPU from now on.
 

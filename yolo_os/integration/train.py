@@ -19,7 +19,7 @@ from yolo_os.integration.checkpoint import read_contents
 from yolo_os.integration.contents import find_checkpoint, line_of
 from yolo_os.integration.data import class_names_of, devkit_dataset, read_description, warn_of_problems
 from yolo_os.integration.guard import GuardedProcess, guarded
-from yolo_os.integration.runtime import choose_device, quiet
+from yolo_os.integration.runtime import check_device, quiet
 from yolo_os.integration.trial import check_runs
 from yolo_os.plain_yaml import read_yaml
 from yolo_os.settings import listed
@@ -120,8 +120,7 @@ def _train(given: dict[str, Any], sos: SOS | None, trust: bool, prepare: Callabl
             raise UserError(f"freeze={freeze} freezes the head, module {head}: nothing to shift")
     if given.get("data") is not None or not given.get("resume"):
         given["data"] = str(_data(given.get("data"), model))
-    if given.get("device") not in (None, "") and "-1" not in str(given["device"]):
-        choose_device(str(given["device"]).strip("[]() ").replace(" ", ""))
+    check_device(given.get("device"))
     if not resume:
         read = {"model": model.ckpt_path, **{key: given.get(key) for key in ("pretrained", "distill_model")}}
         read["os.toward"] = sos.toward if sos is not None else None
